@@ -1,0 +1,51 @@
+# `make` prints what there is.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format lint types floors tests chaos-quick lock audit clean
+
+help: ## print this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $(READY)
+
+demo: $(READY) ## create the environment, embed the sample passages through the simulator, search them
+	@$(BIN)/pipeline run jobs/embed_passages.yaml --simulate --fresh
+	@$(BIN)/pipeline run jobs/embed_questions.yaml --simulate --fresh
+	@$(BIN)/python sample_data/nearest.py out/embed-passages.simulated out/embed-questions.simulated
+
+test: tests ## run every test but the long ones of chaos
+
+tests: $(READY)
+	@$(BIN)/python -m pytest
+
+check: format lint types floors tests ## everything that must pass before a commit
+
+format: $(READY) ## check the formatting
+	@$(BIN)/ruff format --check .
+
+lint: $(READY) ## check the style
+	@$(BIN)/ruff check .
+
+types: $(READY) ## check the types
+	@$(BIN)/mypy
+
+floors: $(READY) ## check that each floor imports only from lower floors
+	@$(BIN)/lint-imports
+
+audit: $(READY) ## look the locked packages up in the advisory databases (needs a network)
+	@$(BIN)/pip-audit --require-hashes --disable-pip -r requirements.lock
+
+lock: $(READY) ## pin every package anew, with hashes
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes --upgrade pyproject.toml -o requirements.lock
+
+clean: ## remove the environment and what was run
+	@rm -rf $(VENV) out

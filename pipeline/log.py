@@ -1,0 +1,135 @@
+"""Events of a run, from a closed set: JSON lines in a rotated file, and whoever listens besides. Never content."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, MutableMapping
+from datetime import UTC, datetime
+from enum import IntEnum, StrEnum
+from pathlib import Path
+from typing import Any
+
+import orjson
+import structlog
+
+ROTATE_BYTES = 64 * 1024 * 1024
+KEEP_FILES = 5
+
+
+class Level(IntEnum):
+    """How loud an event is; the numbers are the standard library's."""
+
+    DEBUG = 10
+    INFO = 20
+    WARNING = 30
+    ERROR = 40
+
+
+class Event(StrEnum):
+    """Everything that a run may say."""
+
+    RUN_STARTED = "run_started"
+    RUN_RESUMED = "run_resumed"
+    RUN_ENDED = "run_ended"
+    INPUT_GREW = "input_grew"
+    STRAY_PART_REMOVED = "stray_part_removed"
+    ATTEMPT = "attempt"
+    ROW_FAILED = "row_failed"
+    PACK_SPLIT = "pack_split"
+    PAUSED = "paused"
+    DEPLOYMENT_SET_ASIDE = "deployment_set_aside"
+    PART_SEALED = "part_sealed"
+    PROGRESS = "progress"
+    STOPPING = "stopping"
+    NETWORK_FOLDER = "network_folder"
+
+
+Listener = Callable[[Mapping[str, Any]], None]
+
+
+class EventLog:
+    """Where a run says what it does. Fields are ids, counts and codes; prompts, answers and secrets never."""
+
+    def __init__(
+        self, *, path: Path | None = None, listener: Listener | None = None, wall: Callable[[], float]
+    ) -> None:
+        """`path`: the JSON lines file (None: none). `listener` is handed every event too."""
+        self._sink = _RotatingFile(path) if path is not None else None
+        self._listener = listener
+        self._wall = wall
+        self._logger = structlog.wrap_logger(
+            self._sink or _Nowhere(),
+            processors=[self._stamp, self._hear, _render],
+            wrapper_class=_Bound,
+            cache_logger_on_first_use=True,
+        ).bind()
+
+    def emit(self, event: Event, level: Level = Level.INFO, **fields: Any) -> None:
+        """Say one thing."""
+        self._logger.say(event.value, level=level.name.lower(), **fields)
+
+    def close(self) -> None:
+        """Give the file back."""
+        if self._sink is not None:
+            self._sink.close()
+
+    def _stamp(self, _: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        event["at"] = datetime.fromtimestamp(self._wall(), UTC)
+        return event
+
+    def _hear(self, _: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        if self._listener is not None:
+            self._listener(event)
+        return event
+
+
+def _render(_: Any, __: str, event: MutableMapping[str, Any]) -> bytes:
+    """One JSON line; control characters in values are escaped by JSON itself."""
+    return orjson.dumps(event, default=str, option=orjson.OPT_APPEND_NEWLINE)
+
+
+class _Bound(structlog.BoundLoggerBase):
+    """The one method that events go through."""
+
+    def say(self, event: str, **fields: Any) -> None:
+        """Process the event and write it."""
+        self._proxy_to_logger("write", event, **fields)
+
+
+class _Nowhere:
+    """A sink for runs without a log file."""
+
+    def write(self, line: bytes) -> None:
+        """Drop it."""
+
+
+class _RotatingFile:
+    """JSON lines, private to the owner; moved to log.1.jsonl and so on when it grows."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._open()
+
+    def write(self, line: bytes) -> None:
+        """Append one whole line."""
+        os.write(self._handle, line)
+        self._bytes += len(line)
+        if self._bytes >= ROTATE_BYTES:
+            self.close()
+            for number in range(KEEP_FILES - 1, 0, -1):
+                older = self._numbered(number)
+                if older.exists():
+                    older.replace(self._numbered(number + 1))
+            self._path.replace(self._numbered(1))
+            self._open()
+
+    def close(self) -> None:
+        """Give the file back."""
+        os.close(self._handle)
+
+    def _open(self) -> None:
+        self._handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self._bytes = os.fstat(self._handle).st_size
+
+    def _numbered(self, number: int) -> Path:
+        return self._path.with_name(f"{self._path.stem}.{number}{self._path.suffix}")

@@ -1,0 +1,204 @@
+"""The values that walk through the house: rows in, items asked, replies back, results kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class ErrorType(StrEnum):
+    """Who or what failed a row: the OpenAI SDKs' class names, then four of our own."""
+
+    BAD_REQUEST = "BadRequestError"
+    AUTHENTICATION = "AuthenticationError"
+    PERMISSION_DENIED = "PermissionDeniedError"
+    NOT_FOUND = "NotFoundError"
+    CONFLICT = "ConflictError"
+    UNPROCESSABLE_ENTITY = "UnprocessableEntityError"
+    RATE_LIMIT = "RateLimitError"
+    INTERNAL_SERVER = "InternalServerError"
+    API_STATUS = "APIStatusError"
+    API_CONNECTION = "APIConnectionError"
+    API_TIMEOUT = "APITimeoutError"
+    ROW = "RowError"
+    TEMPLATE = "TemplateError"
+    MEDIA = "MediaError"
+    REPLY = "ReplyError"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorInfo:
+    """Why a row failed, as its `error` column says it. `http_status` is None when nothing was answered."""
+
+    type: ErrorType
+    code: str
+    message: str
+    http_status: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One input row. `values` holds at least the columns that the job's templates name, as Python values."""
+
+    ordinal: int
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BadRow:
+    """An input row that cannot be asked; it becomes a failed row and never stops the run."""
+
+    ordinal: int
+    error: ErrorInfo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One row, rendered and checked, ready to be packed into a request.
+
+    `content` is the operation's own and opaque to everybody else. `tokens` is the admission
+    estimate in tokens (prompt and the most it may answer). `reply_bytes` is the size expected
+    of its share of the reply.
+    """
+
+    ordinal: int
+    content: Any
+    tokens: int
+    reply_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What an operation must know of the deployment it builds a request for.
+
+    `body_model` is the value of the body's `model` field, None where the path names the deployment.
+    `model` is what stands behind the deployment (token counts, prices, vector size).
+    """
+
+    deployment: str
+    model: str
+    body_model: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One HTTP request's worth, before an address and credentials are put to it.
+
+    `endpoint` is the path below the base, such as "chat/completions". `tokens` is the admission estimate.
+    """
+
+    endpoint: str
+    body: bytes
+    tokens: int
+    content_type: str = "application/json"
+    accept: str = "application/json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What came back of one attempt: any status, the whole body, header names in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    latency_ms: float
+
+
+class NoReplyKind(StrEnum):
+    """Why an attempt ended without a whole reply."""
+
+    CONNECT = "connect"  # refused, reset, name not found for now: nothing was sent
+    UNKNOWN_HOST = "unknown_host"  # the name does not exist
+    TLS = "tls"  # the certificate did not verify
+    READ = "read"  # the connection failed, or the body was cut, after sending began
+    TIMEOUT = "timeout"  # the attempt's total deadline, or a connect, read or write limit, passed
+    TOO_LARGE = "too_large"  # the body passed the cap, counted after decompression
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoReply:
+    """An attempt without a whole reply. `message` is ours and holds no URL, header or body."""
+
+    kind: NoReplyKind
+    message: str
+    latency_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What the service says it counted; None where it said nothing."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    total_tokens: int | None = None
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    seconds: float | None = None
+    characters: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowResult:
+    """One row's end: `values` of the operation's columns when ok, else `error`.
+
+    `response` is the reply's JSON, kept or dropped by `output.raw`.
+    """
+
+    ordinal: int
+    values: Mapping[str, Any] | None = None
+    error: ErrorInfo | None = None
+    usage: Usage | None = None
+    response: bytes | None = None
+
+    @property
+    def ok(self) -> bool:
+        """True when the row has an answer."""
+        return self.error is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One sending of a request, as `attempts/*.parquet` and the log keep it. Times: epoch seconds, ms."""
+
+    ordinals: tuple[int, ...]
+    deployment: str
+    started_at: float
+    latency_ms: float
+    status: int | None
+    verdict: str
+    code: str | None
+    client_request_id: str
+    request_id: str | None
+    apim_request_id: str | None
+    region: str | None
+    estimated_tokens: int
+    input_tokens: int | None
+    output_tokens: int | None
+    retry_after_ms: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestInfo:
+    """The `request` column: who answered, under which ids. Ids are None when nothing was sent."""
+
+    attempts: int = 0
+    deployment: str | None = None
+    model: str | None = None
+    variant: str | None = None
+    client_request_id: str | None = None
+    request_id: str | None = None
+    apim_request_id: str | None = None
+    region: str | None = None
+    latency_ms: float | None = None
+    finished_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one request came to: committed whole, or not at all."""
+
+    rows: tuple[RowResult, ...]
+    request: RequestInfo
+    attempts: tuple[Attempt, ...] = ()
