@@ -1,0 +1,1 @@
+"""The job file: read with places, checked whole, frozen."""

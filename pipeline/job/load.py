@@ -1,0 +1,673 @@
+"""Reads a job file: YAML 1.2, JSON or TOML with places, environment variables, and every problem at once."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import json
+import os
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from pipeline.errors import JobFileError, Problem, TemplateError
+from pipeline.job import document, template
+from pipeline.job.document import FieldPath, Report
+from pipeline.job.spec import (
+    LATER_KEYS,
+    LATER_OPERATIONS,
+    LATER_VALUES,
+    NOT_YET,
+    DeploymentSpec,
+    InputSpec,
+    Job,
+    Origin,
+    OutputSpec,
+    RunSpec,
+    Secret,
+    Section,
+    default_api,
+    is_azure,
+    pasted_api_version,
+)
+
+COMMON_COLUMNS = ("ordinal", "status", "error", "usage", "request", "response")
+
+_SectionT = TypeVar("_SectionT", bound=Section)
+
+_SECTIONS: Mapping[str, type[Section]] = {
+    "input": InputSpec,
+    "deployments": DeploymentSpec,
+    "output": OutputSpec,
+    "run": RunSpec,
+}
+_TOP = ("name", "operation", "input", "request", "deployments", "output", "run")
+_VARIABLE = re.compile(r"\$\$\{|\$\{([^{}]*)\}|\$\{")
+_NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(:-(.*))?", re.DOTALL)
+_SECRET = re.compile(r"((?:Bearer|Basic) )?\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_SECRET_OPTION = re.compile(r"secret|password|token|key", re.IGNORECASE)
+_REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_MAGIC = re.compile(r"[*?\[]")
+_KEY_VARIABLES = {"azure": "AZURE_OPENAI_API_KEY", "azure-v1": "AZURE_OPENAI_API_KEY", "openai": "OPENAI_API_KEY"}
+_TOKEN_VARIABLE = "AZURE_OPENAI_AD_TOKEN"  # noqa: S105 - a variable's name
+_SIMULATED_ENDPOINT = "https://simulated.openai.azure.com"
+_SIMULATED = "simulated"
+_HINTS = {
+    "input": "say where the rows are, `path: …`",
+    "input.path": "say where the rows are",
+    "request": "give the API's body, field by field",
+    "deployments": "name at least one, with `endpoint` and `deployment`",
+    "endpoint": "give the resource's URL, such as `${AZURE_OPENAI_ENDPOINT}`",
+    "deployment": "give the deployment's name, or elsewhere than on Azure the model's id",
+    "output": "say where the results go, `path: …`",
+    "output.path": "say where the results go",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Environment:
+    """`${NAME}` and `${NAME:-default}` read from the environment, or only checked for their form."""
+
+    variables: Mapping[str, str]
+    simulate: bool
+    report: Report
+
+    def expand(self, value: Any, path: FieldPath, *, placeholder: str | None = None) -> Any:
+        """A text with its variables read; None where one is missing, which is then noted. Others pass as they are.
+
+        With `placeholder`, variables stay unread: a default stands for itself, the placeholder for the others.
+        """
+        if not isinstance(value, str):
+            return value
+        missing = False
+
+        def read(match: re.Match[str]) -> str:
+            nonlocal missing
+            if match[0] == "$${":
+                return "${"
+            name = _NAME.fullmatch(match[1] or "")
+            if name is None:
+                missing = True
+                self.report.add(path, "holds `${` that begins no ${NAME} or ${NAME:-default}: a plain one is `$${`")
+                return ""
+            if placeholder is not None:
+                return name[3] if name[2] else placeholder
+            text = self.variables.get(name[1], "").strip()
+            if not text and name[2]:
+                return name[3]
+            if not text:
+                missing = True
+                self.report.add(path, f"the variable {name[1]} is {_absence(name[1], self.variables)}")
+            return text
+
+        expanded = _VARIABLE.sub(read, value).strip()
+        return None if missing else expanded
+
+    def secret(self, value: Any, path: FieldPath, *, prefix: bool = False) -> Secret | None:
+        """The secret that `${NAME}` names; what else stands there is a problem, and is never quoted."""
+        match = _SECRET.fullmatch(value.strip()) if isinstance(value, str) else None
+        if match is None or (match[1] and not prefix):
+            self.report.add(path, "must be ${NAME} alone: a secret belongs in the environment, not in the job file")
+            return None
+        if self.simulate:
+            return Secret(_SIMULATED)
+        text = self.variables.get(match[2], "").strip()
+        if not text:
+            self.report.add(path, f"the variable {match[2]} is {_absence(match[2], self.variables)}")
+            return None
+        if not (text.isascii() and text.isprintable()):
+            self.report.add(path, f"the variable {match[2]} holds characters that no header can carry")
+            return None
+        return Secret((match[1] or "") + text)
+
+
+def _absence(name: str, variables: Mapping[str, str]) -> str:
+    if name in variables:
+        return "empty"
+    near = difflib.get_close_matches(name, variables, 1, cutoff=0.8)
+    return f"not set (did you mean {near[0]}?)" if near else "not set"
+
+
+# What was found wrong is already noted; the key is left out of what is validated.
+_FAILED = object()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateUse:
+    """A string of the request, by its path in the job file, and the columns that it reads (None: any)."""
+
+    path: FieldPath
+    columns: frozenset[str] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """What a job file says, as far as it can be understood; `job` is None while there are problems.
+
+    `input`, `output` and `templates` are there as far as they are valid, so that columns can be checked, and an
+    output folder be found, in spite of problems elsewhere.
+    """
+
+    file: Path
+    problems: tuple[Problem, ...]
+    operation: str | None
+    input: InputSpec | None
+    output: OutputSpec | None
+    templates: tuple[TemplateUse, ...]
+    job: Job | None
+    origin: Origin
+
+    def column_problems(self, names: Collection[str], *, result_columns: Collection[str] = ()) -> tuple[Problem, ...]:
+        """What the job asks of columns that the input, whose columns are `names`, does not have, or has twice."""
+        report = Report(file=str(self.file))
+        report.tree.marks.update(self.origin.marks)
+        for use in self.templates:
+            for column in sorted((use.columns or frozenset()) - set(names)):
+                report.add(use.path, f"the input has no column `{column}`{_suggest(column, names)}")
+        if self.input is not None and self.input.id is not None and self.input.id not in names:
+            report.add(("input", "id"), f"the input has no column `{self.input.id}`{_suggest(self.input.id, names)}")
+        if self.output is not None:
+            _check_carried(self.output, names, (*COMMON_COLUMNS, *result_columns), report)
+        return _sorted(report.problems)
+
+
+def _check_carried(output: OutputSpec, names: Collection[str], ours: Collection[str], report: Report) -> None:
+    if output.columns == "none":
+        return
+    carried = names if output.columns == "all" else output.columns
+    for index, column in enumerate(() if output.columns == "all" else output.columns):
+        if column not in names:
+            report.add(("output", "columns", index), f"the input has no column `{column}`{_suggest(column, names)}")
+    taken = [column for column in carried if column in ours]
+    if taken:
+        left = ", ".join(json.dumps(column, ensure_ascii=False) for column in carried if column not in ours)
+        report.add(
+            ("output", "columns"),
+            f"the input's {_listed(taken)} would have the name of a result column: "
+            f"carry the others, `columns: [{left}]`",
+        )
+
+
+def check_columns(
+    job: Job, schema_names: Collection[str], *, result_columns: Collection[str] = ()
+) -> tuple[Problem, ...]:
+    """`Draft.column_problems` of a job that is already valid."""
+    draft = Draft(
+        file=job.file,
+        problems=(),
+        operation=job.operation,
+        input=job.input,
+        output=job.output,
+        templates=_templates(job.request, Report(file=str(job.file))),
+        job=job,
+        origin=job.origin,
+    )
+    return draft.column_problems(schema_names, result_columns=result_columns)
+
+
+def load_job(
+    path: Path,
+    *,
+    environ: Mapping[str, str],
+    operations: Collection[str],
+    overrides: Mapping[str, str] | None = None,
+    simulate: bool = False,
+) -> Job:
+    """Read and check a job file. Raises JobFileError with every problem at once. See `read`."""
+    draft = read(path, environ=environ, operations=operations, overrides=overrides, simulate=simulate)
+    if draft.job is None:
+        raise JobFileError(draft.problems)
+    return draft.job
+
+
+def read(
+    path: Path,
+    *,
+    environ: Mapping[str, str],
+    operations: Collection[str],
+    overrides: Mapping[str, str] | None = None,
+    simulate: bool = False,
+) -> Draft:
+    """Read a job file as far as it can be understood; nothing is raised, every problem is in the draft.
+
+    `operations` are the names of those that exist. `overrides` are values by path, `deployments.sweden.priority` for
+    instance, each read as YAML. With `simulate`, the variables of deployments are checked for their form and not
+    read, and every deployment has the key "simulated".
+    """
+    report = Report(file=str(path))
+    document.read(path, report)
+    if not isinstance(report.tree.data, dict):
+        return Draft(
+            file=path,
+            problems=_sorted(report.problems),
+            operation=None,
+            input=None,
+            output=None,
+            templates=(),
+            job=None,
+            origin=Origin(),
+        )
+    for name, text in (overrides or {}).items():
+        document.override(report.tree.data, name, text, report)
+    return _Reader(
+        file=path,
+        data=report.tree.data,
+        report=report,
+        variables=_Environment(variables=environ, simulate=simulate, report=report),
+        operations=operations,
+        simulate=simulate,
+    ).draft()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reader:
+    """One reading of one document."""
+
+    file: Path
+    data: dict[str, Any]
+    report: Report
+    variables: _Environment
+    operations: Collection[str]
+    simulate: bool
+
+    def draft(self) -> Draft:
+        """Check section by section, so that what is wrong in one hides nothing in another."""
+        data, report = self.data, self.report
+        _refuse_unknown(data, (), _TOP, (), report)
+        operation = self._operation(data.get("operation"))
+        name = self._name(data.get("name"))
+        written: dict[tuple[str, ...], Any] = {}
+        inputs = self._input(data.get("input"), written)
+        request = self._request(data.get("request"), operation)
+        templates = () if request is None else _templates(request, report)
+        deployments = self._deployments(data.get("deployments"))
+        output = self._output(data.get("output"))
+        run = self._section(RunSpec, data.get("run") or {}, ("run",))
+        origin = Origin(
+            marks={path: mark for path, mark in report.tree.marks.items() if mark != (0, 0)}, written=written
+        )
+        job = None
+        if not report.problems:
+            job = Job(
+                name=cast("str", name),
+                operation=cast("str", operation),
+                input=cast("InputSpec", inputs),
+                request=cast("dict[str, Any]", request),
+                deployments=deployments,
+                output=cast("OutputSpec", output),
+                run=cast("RunSpec", run),
+                file=self.file,
+            ).with_origin(origin)
+        return Draft(
+            file=self.file,
+            problems=_sorted(report.problems),
+            operation=operation,
+            input=inputs,
+            output=output,
+            templates=templates,
+            job=job,
+            origin=origin,
+        )
+
+    def _operation(self, value: Any) -> str | None:
+        if value is None:
+            self.report.add(("operation",), f"is missing: name one of {', '.join(sorted(self.operations))}")
+        elif not isinstance(value, str):
+            self.report.add(("operation",), "must be text")
+        elif value in self.operations:
+            return value
+        elif value in LATER_OPERATIONS:
+            self.report.add(("operation",), f"{value} is {NOT_YET}")
+        else:
+            known = ", ".join(sorted(self.operations))
+            hint = _suggest(value, (*self.operations, *LATER_OPERATIONS)) or f": there are {known}"
+            self.report.add(("operation",), f"there is no operation of this name{hint}")
+        return None
+
+    def _name(self, value: Any) -> str | None:
+        name = self.file.stem if value is None else value
+        if not isinstance(name, str) or not name or not name.isprintable():
+            self.report.add(("name",), "must be printable text")
+            return None
+        return name
+
+    def _input(self, value: Any, written: dict[tuple[str, ...], Any]) -> InputSpec | None:
+        def prepare(data: dict[str, Any]) -> None:
+            paths = data.get("path")
+            listed = [paths] if isinstance(paths, str) else paths
+            if isinstance(listed, list) and all(isinstance(item, str) for item in listed):
+                texts = [
+                    self._local(item, ("input", "path", index) if isinstance(paths, list) else ("input", "path"))
+                    for index, item in enumerate(listed)
+                ]
+                found = [text for text in texts if text is not None]
+                written["input", "path"] = [os.path.normpath(text) for text in found]
+                data["path"] = _FAILED if len(found) < len(texts) else tuple(map(self._pattern, found))
+            if isinstance(data.get("media_root"), str):
+                written["input", "media_root"] = os.path.normpath(data["media_root"])
+                data["media_root"] = self._folder(data["media_root"], ("input", "media_root"))
+
+        return self._section(InputSpec, value, ("input",), prepare)
+
+    def _pattern(self, text: str) -> str:
+        return _resolve(text, self.file, self.variables.variables, pattern=True)
+
+    def _local(self, text: str, path: FieldPath) -> str | None:
+        expanded = cast("str | None", self.variables.expand(text, path))
+        if expanded is not None and _REMOTE.match(expanded):
+            self.report.add(path, f"remote paths are {NOT_YET}: give a local one")
+            return None
+        if expanded == "":
+            self.report.add(path, "must not be empty")
+            return None
+        return expanded
+
+    def _folder(self, text: str, path: FieldPath) -> object:
+        expanded = self._local(text, path)
+        return _FAILED if expanded is None else Path(_resolve(expanded, self.file, self.variables.variables))
+
+    def _output(self, value: Any) -> OutputSpec | None:
+        def prepare(data: dict[str, Any]) -> None:
+            if isinstance(data.get("path"), str):
+                data["path"] = self._folder(data["path"], ("output", "path"))
+
+        return self._section(OutputSpec, value, ("output",), prepare)
+
+    def _request(self, value: Any, operation: str | None) -> dict[str, Any] | None:
+        report = self.report
+        if not isinstance(value, dict):
+            report.add(("request",), f"is missing: {_HINTS['request']}" if value is None else "must be a mapping")
+            return None
+        if "model" in value:
+            report.add(
+                ("request", "model"), "is the deployment's business: say `deployments.0.deployment` and `.model`"
+            )
+        if value.get("stream") not in (None, False):
+            report.add(("request", "stream"), f"stream: true is {NOT_YET}")
+        policy = value.get("on_too_long")
+        if policy is not None and operation not in (None, "embeddings"):
+            report.add(("request", "on_too_long"), f"is for embeddings, not for {operation}")
+        elif policy is not None and policy != "fail":
+            later = isinstance(policy, str) and policy in LATER_VALUES["request", "on_too_long"]
+            report.add(("request", "on_too_long"), f"{policy} is {NOT_YET}" if later else "must be fail")
+        for path in _pictures(value, ("request",)):
+            report.add(path, f"image_file is {NOT_YET}: give an image_url")
+        return value
+
+    def _deployments(self, value: Any) -> tuple[DeploymentSpec, ...]:
+        if not isinstance(value, list) or not value:
+            message = f"is missing: {_HINTS['deployments']}" if value in (None, []) else "must be a list"
+            self.report.add(("deployments",), message)
+            return ()
+        specs: list[DeploymentSpec] = []
+        seen: dict[str, int] = {}
+        for index, item in enumerate(value):
+            path = ("deployments", index)
+            spec = self._section(DeploymentSpec, item, path, partial(self._deployment, path))
+            if isinstance(item, dict) and isinstance(name := item.get("name", item.get("deployment")), str):
+                if name in seen:
+                    place = (*path, "name") if "name" in item else path
+                    self.report.add(
+                        place, f"the name `{name}` is taken by deployments.{seen[name]}: give each a `name` of its own"
+                    )
+                seen.setdefault(name, index)
+            if spec is not None:
+                specs.append(_simulated(spec) if self.simulate else spec)
+        return tuple(specs)
+
+    def _deployment(self, path: FieldPath, data: dict[str, Any]) -> None:
+        """Read the variables of a deployment, and settle what depends on the environment."""
+        for name, value in list(data.items()):
+            where = (*path, name)
+            if name in ("key", "token"):
+                data[name] = self.variables.secret(value, where) or _FAILED
+            elif name == "headers" and isinstance(value, dict):
+                headers = {
+                    header: self.variables.secret(text, (*where, header), prefix=True) for header, text in value.items()
+                }
+                data[name] = _FAILED if None in headers.values() else headers
+            elif name == "credential" and isinstance(value, dict):
+                data[name] = self._credential(value, where)
+            elif isinstance(value, str):
+                data[name] = self._deployment_text(name, value, where)
+        if data.get("api_version") is None and not self.simulate and not pasted_api_version(data.get("endpoint")):
+            data["api_version"] = self.variables.variables.get("OPENAI_API_VERSION", "").strip() or None
+        for name in [name for name, value in data.items() if value is None]:
+            del data[name]
+        self._auth(data, path)
+
+    def _deployment_text(self, name: str, value: str, path: FieldPath) -> object:
+        placeholder = None
+        if self.simulate:
+            whole = _VARIABLE.fullmatch(value.strip()) is not None
+            placeholder = _SIMULATED_ENDPOINT if name == "endpoint" and whole else _SIMULATED
+        expanded = self.variables.expand(value, path, placeholder=placeholder)
+        if expanded is None:
+            return _FAILED
+        if name == "ca_bundle":
+            file = Path(_resolve(expanded, self.file, self.variables.variables))
+            if not self.simulate and not file.is_file():
+                self.report.add(path, "there is no such file")
+                return _FAILED
+            return file
+        return None if expanded == _SIMULATED and name in ("api", "auth", "lane") else expanded
+
+    def _credential(self, value: dict[str, Any], path: FieldPath) -> object:
+        found: dict[str, Any] = {}
+        for name, item in value.items():
+            secret = _SECRET_OPTION.search(name) is not None and isinstance(item, str)
+            read = self.variables.secret if secret else self._credential_text
+            found[name] = read(item, (*path, name))
+        return _FAILED if any(found[name] is None and value[name] is not None for name in value) else found
+
+    def _credential_text(self, value: Any, path: FieldPath) -> Any:
+        return self.variables.expand(value, path, placeholder=_SIMULATED if self.simulate else None)
+
+    def _auth(self, data: dict[str, Any], path: FieldPath) -> None:
+        """Choose how to sign by what is given, then by the variables that are set; note what is missing."""
+        endpoint = data.get("endpoint")
+        if self.simulate or not isinstance(endpoint, str) or _FAILED in (data.get("key"), data.get("token")):
+            return
+        api = data.get("api") or default_api(endpoint)
+        auth, variables = data.get("auth"), self.variables.variables
+        variable = _KEY_VARIABLES.get(api, "AZURE_OPENAI_API_KEY") if isinstance(api, str) else "AZURE_OPENAI_API_KEY"
+        if auth is None and "key" not in data and "token" not in data:
+            if variables.get(variable, "").strip():
+                auth = "key"
+            elif api == "openai" and not is_azure(endpoint) and _REMOTE.match(endpoint):
+                self.report.add(
+                    path, f"has no credential: set {variable}, or say `key: ${{NAME}}`, `auth: entra` or `auth: none`"
+                )
+                data["auth"] = "none"
+                return
+            else:
+                auth = "entra"
+            data["auth"] = auth
+        if auth == "key" and "key" not in data:
+            data["key"] = self.variables.secret(f"${{{variable}}}", (*path, "auth")) or _FAILED
+        if auth == "token" and "token" not in data:
+            data["token"] = self.variables.secret(f"${{{_TOKEN_VARIABLE}}}", (*path, "auth")) or _FAILED
+
+    def _section(
+        self,
+        model: type[_SectionT],
+        value: Any,
+        path: FieldPath,
+        prepare: Callable[[dict[str, Any]], None] = lambda _data: None,
+    ) -> _SectionT | None:
+        """Check one mapping; in spite of problems, give what is valid of it, or None where a needed key is not."""
+        report, top = self.report, str(path[0])
+        if not isinstance(value, dict):
+            hint = _HINTS.get(top)
+            report.add(path, f"is missing: {hint}" if value is None and hint else "must be a mapping")
+            return None
+        names = {info.validation_alias or name: info for name, info in model.model_fields.items()}
+        _refuse_unknown(value, path, cast("Collection[str]", names), LATER_KEYS, report)
+        data = {name: item for name, item in value.items() if name in names and item is not None}
+        for name in list(data):
+            if _extra(names[name]).get("x-later"):
+                report.add((*path, name), f"is {NOT_YET}")
+                del data[name]
+        prepare(data)
+        failed = {name for name, item in data.items() if item is _FAILED}
+        data = {name: item for name, item in data.items() if name not in failed}
+        try:
+            return model.model_validate(data, by_name=False, by_alias=True)
+        except ValidationError as error:
+            settled = failed | {name for name, info in names.items() if _extra(info)["x-default"]}
+            found = [
+                item
+                for item in error.errors(include_url=False)
+                if not item["loc"] or item["loc"][0] not in (settled if item["type"] == "missing" else failed)
+            ]
+        by_place: dict[FieldPath, list[ErrorDetails]] = {}
+        for item in found:
+            by_place.setdefault(_place(item["loc"], value), []).append(item)
+        for place, items in by_place.items():
+            info = names.get(cast("str", place[0])) if place else None
+            report.add((*path, *place), _message(items, top, place, info))
+        bad = failed | {str(place[0]) for place in by_place if place}
+        try:
+            return model.model_validate({name: item for name, item in data.items() if name not in bad}, by_name=False)
+        except ValidationError:
+            return None
+
+
+def _simulated(spec: DeploymentSpec) -> DeploymentSpec:
+    return spec.model_copy(
+        update={"auth": "key", "key": Secret(_SIMULATED), "token": None, "credential": None, "ca_bundle": None}
+    )
+
+
+def _templates(request: Mapping[str, Any], report: Report) -> tuple[TemplateUse, ...]:
+    """The request's templates and their columns; what cannot be compiled is noted."""
+    uses: list[TemplateUse] = []
+    for path, text in template.texts(request, ("request",)):
+        try:
+            uses.append(TemplateUse(path=path, columns=template.compile_text(text).columns))
+        except TemplateError as error:
+            report.add(path, error.message)
+    return tuple(uses)
+
+
+def _pictures(node: Any, path: FieldPath) -> Iterator[FieldPath]:
+    if isinstance(node, dict):
+        if node.get("type") == "image_file":
+            yield (*path, "type")
+        for name, item in node.items():
+            yield from _pictures(item, (*path, name))
+    elif isinstance(node, list):
+        for index, item in enumerate(node):
+            yield from _pictures(item, (*path, index))
+
+
+def _resolve(text: str, file: Path, variables: Mapping[str, str], *, pattern: bool = False) -> str:
+    """An absolute path, relative ones being so to the job file; its folder is escaped where `text` is a pattern."""
+    if text == "~" or text.startswith("~/"):
+        home = variables.get("HOME") or str(Path.home())
+        text = home + text[1:]
+    folder = str(file.absolute().parent)
+    if pattern and _MAGIC.search(text) and not Path(text).is_absolute():
+        folder = glob.escape(folder)
+    return os.path.normpath(Path(folder) / text)
+
+
+def _refuse_unknown(
+    data: Mapping[str, Any], path: FieldPath, names: Collection[str], later: Collection[str], report: Report
+) -> None:
+    for name in data:
+        if name in names:
+            continue
+        where = (*path, name)
+        mark = report.tree.keys.get(where)
+        if name in later or (not path and name in LATER_KEYS):
+            report.add(where, f"is {NOT_YET}", at=mark)
+            continue
+        hint = _suggest(name, names)
+        if not hint:
+            others = [
+                f"{top}.{name}" for top, model in _SECTIONS.items() if name in _keys(model) and path[:1] != (top,)
+            ]
+            others += [name] if path and name in _TOP else []
+            hint = f" (did you mean `{others[0]}`?)" if others else ""
+        report.add(where, f"unknown key{hint}", at=mark)
+
+
+def _keys(model: type[Section]) -> set[str]:
+    return {str(info.validation_alias or name) for name, info in model.model_fields.items()}
+
+
+def _extra(info: FieldInfo) -> Mapping[str, Any]:
+    return cast("Mapping[str, Any]", info.json_schema_extra or {})
+
+
+def _place(loc: tuple[int | str, ...], value: Any) -> FieldPath:
+    """The part of a validator's location that is a place in the document."""
+    place: list[int | str] = []
+    for index, part in enumerate(loc):
+        inside = isinstance(value, dict) and part in value
+        inside = inside or (isinstance(value, list) and isinstance(part, int) and part < len(value))
+        if not inside and index > 0:
+            break
+        place.append(part)
+        value = value[part] if inside else None
+    return tuple(place)
+
+
+_MESSAGES = {
+    "string_type": "must be text: put it in quotes",
+    "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "dict_type": "must be a mapping",
+    "model_type": "must be a mapping",
+    "model_attributes_type": "must be a mapping",
+    "tuple_type": "must be a list",
+    "path_type": "must be text: put it in quotes",
+}
+
+
+def _message(items: Sequence[ErrorDetails], top: str, place: FieldPath, info: FieldInfo | None) -> str:
+    """Say a validator's errors at one place in our words. Values of later work are quoted, no others."""
+    item = items[0]
+    if item["type"] == "missing":
+        hint = _HINTS.get(str(place[-1]) if top == "deployments" else f"{top}.{place[-1]}")
+        return f"is missing: {hint}" if hint else "is missing"
+    if len(items) > 1 and info is not None and len(place) == 1:
+        return f"must be {_extra(info)['x-type']}"
+    if item["type"] == "extra_forbidden":
+        return "unknown key"
+    if item["type"] == "literal_error":
+        value = item["input"]
+        if isinstance(value, str) and value in LATER_VALUES.get((top, str(place[-1])), ()):
+            return f"{value} is {NOT_YET}"
+        expected = re.findall(r"'([^']*)'", item["ctx"]["expected"])
+        hint = _suggest(value, expected) if isinstance(value, str) else ""
+        return f"must be {'one of ' if len(expected) > 1 else ''}{', '.join(expected)}{hint}"
+    text = _MESSAGES.get(item["type"]) or item["msg"].removeprefix("Value error, ")
+    return text.replace("Input should be", "must be")
+
+
+def _suggest(name: str, names: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, [str(known) for known in names], 1)
+    return f" (did you mean `{near[0]}`?)" if near else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    quoted = [f"`{name}`" for name in names]
+    return f"column {quoted[0]}" if len(quoted) == 1 else f"columns {', '.join(quoted[:-1])} and {quoted[-1]}"
+
+
+def _sorted(problems: Sequence[Problem]) -> tuple[Problem, ...]:
+    """By place; what has none (`--set`) comes last, by path."""
+    return tuple(
+        sorted(problems, key=lambda found: (found.line is None, found.line or 0, found.column or 0, found.path))
+    )

@@ -1,0 +1,591 @@
+"""Templates of a request, compiled once: a row's values in, the body out; a value is never read as a template.
+
+A string that is one bare `{{ column }}` or `{{ row['any name'] }}` keeps the value's type and costs no rendering.
+Any other template is text in Jinja's immutable sandbox, with these rules of its own:
+
+- Null may be tested, compared and given to `default()`; put into text it is an error, through filters as well.
+- Dates are ISO 8601, decimals text, true and false as JSON writes them, lists and objects plain JSON.
+- `tojson` escapes no HTML, a trailing newline stays, binary and NaN are errors.
+- A column that a row does not have is null; a name that is no column is one that validation has refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from typing import Any, cast, final
+from uuid import UUID
+
+from jinja2 import (
+    Environment,
+    StrictUndefined,
+    Template,
+    TemplateSyntaxError,
+    Undefined,
+    UndefinedError,
+    meta,
+    nodes,
+    pass_context,
+    pass_environment,
+)
+from jinja2.exceptions import SecurityError
+from jinja2.filters import make_attrgetter
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
+
+from pipeline.errors import TemplateError
+
+MAX_TEXT = 32 * 2**20  # characters of one row's rendered text
+MAX_STEPS = 1_000_000  # turns of all loops of one row
+_MAX_PADDING = 1_000_000
+_COST_OF_A_BIT = 64  # in characters: whole numbers beyond 64 kB are slow to reckon with
+_STEPS_OF_A_CALL = 10  # a call takes as long as ten turns of a loop
+_MARKS = re.compile(r"\{[{%#]")
+_STATE = "_pipeline_state"
+_COUNTED = "_pipeline_counted"
+_JOINED = "_pipeline_joined"
+_GLOBALS = ("range", "dict", "namespace")
+_FORBIDDEN = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends, nodes.Block)
+_GROWING_METHODS = frozenset({"ljust", "rjust", "center", "zfill", "expandtabs", "replace"})
+_GROWING_FILTERS = ("center", "indent", "batch", "slice", "format")
+_MAPPING_METHODS = frozenset({"get", "items", "keys", "values"})
+
+Getter = Callable[[Mapping[str, Any], "_State"], Any]
+
+
+@final
+class _Null:
+    """Null inside a template: may be tested, never printed. jinja's filters turn values to text by str()."""
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __eq__(self, other: object) -> bool:
+        return other is None or other is self
+
+    def __hash__(self) -> int:
+        return hash(None)
+
+    def __str__(self) -> str:
+        raise TemplateError(code="null", message="a null value stands in a text: use default()")
+
+    __repr__ = __str__
+    __format__ = None  # type: ignore[assignment]
+
+
+_NULL = _Null()
+
+
+@final
+class _State:
+    """What one row has used of its limits."""
+
+    __slots__ = ("characters", "steps")
+
+    def __init__(self) -> None:
+        self.characters = 0
+        self.steps = 0
+
+
+@final
+class _RowView(Mapping[str, Any]):
+    """The whole row as a template sees it; a column that the row does not have is null."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+
+    def __getitem__(self, name: str) -> Any:
+        return _guard(self._values.get(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+def _guard(value: Any) -> Any:
+    """Replace null, at any depth, by the value that cannot be printed."""
+    kind = type(value)
+    if kind is str or kind is int or kind is float or kind is bool:
+        return value
+    if value is None:
+        return _NULL
+    if kind is list or kind is tuple:
+        return [_guard(item) for item in value]
+    if isinstance(value, Mapping):
+        return {name: _guard(item) for name, item in value.items()}
+    return value
+
+
+def plain(value: Any) -> Any:
+    """Give the JSON that a value stands for: dates ISO 8601, decimals text. Raises TemplateError for binary and NaN."""
+    kind = type(value)
+    if kind is str or kind is int or kind is bool or value is None or value is _NULL:
+        return None if value is _NULL else value
+    if kind is float:
+        if not math.isfinite(value):
+            raise TemplateError(code="nan", message="a value is NaN or infinite, which JSON cannot say")
+        return value
+    if kind is list or kind is tuple:
+        return [plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    return _scalar(value)
+
+
+def _scalar(value: Any) -> Any:
+    if isinstance(value, (datetime, date, time)):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        if not value.is_finite():
+            raise TemplateError(code="nan", message="a value is NaN or infinite, which JSON cannot say")
+        return format(value, "f")
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        raise TemplateError(code="binary", message="a binary value stands in a template")
+    if isinstance(value, (str, UUID, timedelta)):
+        return str(value)
+    if isinstance(value, (int, float)):
+        return plain(float(value) if isinstance(value, float) else int(value))
+    raise TemplateError(code="type", message=f"a {type(value).__name__} cannot be sent: name a value, or add `| list`")
+
+
+def _dump(value: Any, indent: int | None = None) -> str:
+    return json.dumps(plain(value), ensure_ascii=False, allow_nan=False, indent=indent)
+
+
+def _text(value: Any) -> Any:
+    """What an expression prints as."""
+    kind = type(value)
+    if kind is str:
+        return value
+    if kind is int:
+        return str(value)
+    if value is None or value is _NULL:
+        return str(_NULL)
+    if isinstance(value, Undefined):
+        return str(value)
+    flat = plain(value)
+    return flat if isinstance(flat, str) else json.dumps(flat, ensure_ascii=False, allow_nan=False)
+
+
+def _default(value: Any, default_value: Any = "", boolean: bool = False) -> Any:  # noqa: FBT001, FBT002 - jinja's signature
+    if isinstance(value, Undefined) or value is None or value is _NULL or (boolean and not value):
+        return default_value
+    return value
+
+
+def _is_null(value: Any) -> bool:
+    return value is None or value is _NULL
+
+
+@pass_context
+def _counted(context: Context, values: Iterable[Any]) -> Iterator[Any]:
+    state = cast("_State", context.parent[_STATE])
+    for value in values:
+        state.steps += 1
+        if state.steps > MAX_STEPS:
+            raise _too_long()
+        yield value
+
+
+def _too_long() -> TemplateError:
+    return TemplateError(code="size", message=f"the template loops more than {MAX_STEPS:,} times")
+
+
+def _too_large() -> TemplateError:
+    return TemplateError(code="size", message=f"the rendered text is longer than {MAX_TEXT:,} characters")
+
+
+def _concat(pieces: Iterable[str]) -> str:
+    """Join what a block, macro or loop has printed, within the bound."""
+    kept: list[str] = []
+    size = 0
+    for piece in pieces:
+        size += len(piece)
+        if size > MAX_TEXT:
+            raise _too_large()
+        kept.append(piece)
+    return "".join(kept)
+
+
+def _joined(values: Iterable[Any]) -> str:
+    """`a ~ b`, by the rules of printing."""
+    return _concat(str(_text(value)) for value in values)
+
+
+@pass_environment
+def _join(environment: Environment, value: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
+    """Join as jinja does, by the rules of printing."""
+    if attribute is not None:
+        value = map(make_attrgetter(environment, attribute), value)
+    pieces = [str(_text(item)) for item in value]
+    if sum(map(len, pieces)) + len(d) * len(pieces) > MAX_TEXT:
+        raise _too_large()
+    return d.join(pieces)
+
+
+def _check_growth(name: str, subject: Any, arguments: Sequence[Any]) -> None:
+    """Refuse a call that a short expression would let grow beyond the bound. Subject and arguments are jinja's."""
+    match name:
+        case "replace" if len(arguments) > 1:
+            old, new = str(arguments[0]), str(arguments[1])
+            if (str(subject).count(old) if old else len(str(subject)) + 1) * len(new) > MAX_TEXT:
+                raise _too_large()
+        case "join" | "replace":
+            pass
+        case "format":
+            if re.search(r"%[^%a-zA-Z]*(\*|\d{7,})", str(subject)):
+                raise _too_large()
+        case _:
+            if any(isinstance(number, int) and abs(number) > _MAX_PADDING for number in arguments):
+                raise _too_large()
+
+
+def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def run(value: Any, *args: Any, **kwargs: Any) -> Any:
+        _check_growth(name, value, (*args, *kwargs.values()))
+        return function(value, *args, **kwargs)
+
+    return run
+
+
+def _size(value: Any) -> int:
+    """What a value adds to a sum or product: characters, items, or what a whole number costs."""
+    if isinstance(value, (str, list, tuple)):
+        return len(value)
+    return value.bit_length() * _COST_OF_A_BIT if isinstance(value, int) else 0
+
+
+def _replace(value: Any, old: Any, new: Any, count: int | None = None) -> str:
+    return str(_text(value)).replace(str(old), str(new), -1 if count is None else count)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """The sandbox, with bounds on what a short expression can grow to."""
+
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+    concat = staticmethod(_concat)
+
+    def wrap_str_format(self, value: Any) -> None:
+        """Leave str.format to `is_safe_attribute`: its fields reach attributes and pad without bounds."""
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Refuse str.format beside what the sandbox refuses."""
+        if isinstance(obj, str) and attr in ("format", "format_map"):
+            return False
+        return super().is_safe_attribute(obj, attr, value)
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """A field; those of null are undefined, which `default()` may fill."""
+        if obj is _NULL:
+            return self.undefined("a null value has no fields: use default()", name=attribute)
+        return super().getattr(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """An item; those of null are undefined, which `default()` may fill."""
+        if obj is _NULL:
+            return self.undefined("a null value has no fields: use default()", name=str(argument))
+        return super().getitem(obj, argument)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Compute, unless the result would be beyond every use."""
+        grown = _size(left) + _size(right)
+        if operator == "*" and isinstance(left, int) != isinstance(right, int):
+            grown = _size(left) * right if isinstance(right, int) else _size(right) * left
+        elif operator == "**" and isinstance(right, (int, float)):
+            grown = _size(left) * int(abs(right)) if math.isfinite(right) else 0
+        elif operator == "%" and isinstance(left, str):
+            _check_growth("format", left, ())
+        if grown > MAX_TEXT:
+            raise _too_large()
+        return super().call_binop(context, operator, left, right)
+
+    def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Call, unless it lets a text grow beyond every use."""
+        state = cast("_State", context.parent[_STATE])
+        state.steps += _STEPS_OF_A_CALL
+        if state.steps > MAX_STEPS:
+            raise _too_long()
+        subject, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
+        if isinstance(subject, str) and name in _GROWING_METHODS:
+            _check_growth(name, subject, (*args, *kwargs.values()))
+        return super().call(context, obj, *args, **kwargs)
+
+
+def _environment() -> _Environment:
+    environment = _Environment(
+        undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True, finalize=_text, cache_size=0
+    )
+    environment.globals = {name: environment.globals[name] for name in _GLOBALS}
+    filters = environment.filters
+    for name in _GROWING_FILTERS:
+        filters[name] = _bounded(name, filters[name])
+    filters["replace"] = _bounded("replace", _replace)
+    filters["join"] = _join
+    filters["default"] = filters["d"] = _default
+    filters["tojson"] = _dump
+    filters["string"] = _text
+    filters[_COUNTED] = _counted
+    filters[_JOINED] = _joined
+    environment.tests["none"] = _is_null
+    return environment
+
+
+_ENVIRONMENT = _environment()
+
+
+class _Rules(NodeTransformer):
+    """Put our bounds and rules of printing into a parsed template."""
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 - jinja calls it by the node's name
+        """Count the turns of a loop."""
+        self.generic_visit(node)
+        node.iter = nodes.Filter(node.iter, _COUNTED, [], [], None, None, lineno=node.lineno)
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802 - jinja calls it by the node's name
+        """Let `~` print as `{{ }}` does."""
+        self.generic_visit(node)
+        operands = nodes.List(node.nodes, lineno=node.lineno)
+        return nodes.Filter(operands, _JOINED, [], [], None, None, lineno=node.lineno)
+
+
+def has_template(text: str) -> bool:
+    """True when the string holds a template: `{{`, `{%` or `{#`."""
+    return _MARKS.search(text) is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextTemplate:
+    """One string of a request. `columns` are those that it reads, None when it may read any; `bare` keeps the type."""
+
+    columns: frozenset[str] | None
+    bare: bool
+    render: Callable[[Mapping[str, Any], _State], Any]
+
+
+def compile_text(source: str) -> TextTemplate:
+    """Compile one string that holds a template. Raises TemplateError, code `syntax`, saying what is wrong and where."""
+    try:
+        tree = _ENVIRONMENT.parse(source)
+        bare = _bare(tree)
+        if bare is not None:
+            return TextTemplate(columns=bare.columns, bare=True, render=bare.render)
+        _refuse_others(tree)
+        columns = _columns(tree)
+        code = _ENVIRONMENT.compile(cast("nodes.Template", _Rules().visit(tree)))
+    except TemplateSyntaxError as error:
+        at = f" (line {error.lineno} of the text)" if "\n" in source.rstrip("\n") else ""
+        raise TemplateError(code="syntax", message=f"the template cannot be read: {error.message}{at}") from error
+    except (RecursionError, MemoryError, SyntaxError, ValueError) as error:
+        raise TemplateError(code="syntax", message="the template is too deep or too large to be read") from error
+    except TemplateError as error:
+        raise TemplateError(code="syntax", message=error.message) from error
+    template = Template.from_code(_ENVIRONMENT, code, {})
+    return TextTemplate(columns=columns, bare=False, render=_renderer(template, columns))
+
+
+def _refuse_others(tree: nodes.Template) -> None:
+    if any(True for _ in tree.find_all(_FORBIDDEN)):
+        raise TemplateError(code="syntax", message="a template cannot include, import or extend another")
+
+
+def _renderer(template: Template, columns: frozenset[str] | None) -> Callable[[Mapping[str, Any], _State], Any]:
+    root, new_context, base = template.root_render_func, template.new_context, dict(_ENVIRONMENT.globals)
+    names = tuple(columns or ())
+
+    def render(values: Mapping[str, Any], state: _State) -> str:
+        variables: dict[str, Any] = {**base, "row": _RowView(values), _STATE: state}
+        get = values.get
+        for name in values if columns is None else names:
+            value = get(name)
+            variables[name] = value if type(value) is str else _guard(value)
+        try:
+            text = _concat(root(new_context(variables, shared=True)))
+        except TemplateError:
+            raise
+        except UndefinedError as error:
+            raise TemplateError(code="undefined", message=(error.message or "undefined")[:200]) from error
+        except SecurityError as error:
+            raise TemplateError(code="security", message=(error.message or "forbidden")[:200]) from error
+        except (OverflowError, MemoryError, RecursionError) as error:
+            raise TemplateError(code="size", message="the template grows beyond its bounds") from error
+        except Exception as error:
+            # Another exception's text may quote the row.
+            raise TemplateError(code="render", message=f"{type(error).__name__} while rendering") from error
+        state.characters += len(text)
+        if state.characters > MAX_TEXT:
+            raise _too_large()
+        return text
+
+    return render
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Bare:
+    columns: frozenset[str] | None
+    render: Callable[[Mapping[str, Any], _State], Any]
+
+
+def _bare(tree: nodes.Template) -> _Bare | None:
+    """The template that is one `{{ column }}` and nothing else; None for any other."""
+    if len(tree.body) != 1 or not isinstance(tree.body[0], nodes.Output) or len(tree.body[0].nodes) != 1:
+        return None
+    node = tree.body[0].nodes[0]
+    if isinstance(node, nodes.Name):
+        if node.name == "row":
+            return _Bare(columns=None, render=lambda values, _state: plain(values))
+        return _bare_column(node.name)
+    name = _row_column(node)
+    return None if name is None else _bare_column(name)
+
+
+def _bare_column(name: str) -> _Bare:
+    def render(values: Mapping[str, Any], _state: _State) -> Any:
+        value = values.get(name)
+        return value if type(value) is str else plain(value)
+
+    return _Bare(columns=frozenset({name}), render=render)
+
+
+def _row_column(node: nodes.Node) -> str | None:
+    """The column that `row['name']` or `row.name` reaches; None for any other expression."""
+    if not isinstance(node, (nodes.Getitem, nodes.Getattr)):
+        return None
+    if not isinstance(node.node, nodes.Name) or node.node.name != "row":
+        return None
+    if isinstance(node, nodes.Getattr):
+        return None if node.attr in _MAPPING_METHODS else node.attr
+    return node.arg.value if isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str) else None
+
+
+def _columns(tree: nodes.Template) -> frozenset[str] | None:
+    """The columns that a template reads; None when it uses `row` in a way that may reach any."""
+    names = meta.find_undeclared_variables(tree) - set(_GLOBALS)
+    if "row" not in names:
+        return frozenset(names)
+    reached = [column for node in tree.find_all((nodes.Getitem, nodes.Getattr)) if (column := _row_column(node))]
+    if sum(node.name == "row" for node in tree.find_all(nodes.Name)) != len(reached):
+        return None
+    return frozenset(names - {"row"} | set(reached))
+
+
+def texts(request: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Every string of a request that holds a template, with its path."""
+    if isinstance(request, str):
+        if has_template(request):
+            yield path, request
+    elif isinstance(request, Mapping):
+        for name, item in request.items():
+            yield from texts(item, (*path, name))
+    elif isinstance(request, (list, tuple)):
+        for index, item in enumerate(request):
+            yield from texts(item, (*path, index))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestTemplate:
+    """A request's templates, compiled. `columns` are those that they read, None when they may read any."""
+
+    columns: frozenset[str] | None
+    _constant: Mapping[str, Any]
+    _fields: tuple[tuple[str, bool, Getter], ...]
+
+    def render(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Give the body for one row: new at the top, with parts that hold no template shared by all rows.
+
+        A field of the body that is one bare `{{ column }}` is left out where the column is null.
+        Raises TemplateError, code one of undefined, null, binary, nan, type, security, size, render.
+        """
+        body = dict(self._constant)
+        state = _State()
+        for name, bare, getter in self._fields:
+            value = getter(values, state)
+            if value is None and bare:
+                del body[name]
+            else:
+                body[name] = value
+        return body
+
+
+def compile_request(request: Mapping[str, Any]) -> RequestTemplate:
+    """Compile a request's body. Raises TemplateError, code `syntax`, naming the field."""
+    columns: set[str] | None = set()
+    constant: dict[str, Any] = {}
+    fields: list[tuple[str, bool, Getter]] = []
+    for name, node in request.items():
+        part = _compile(node, (name,))
+        constant[name] = part.constant
+        if part.getter is not None:
+            fields.append((name, part.bare, part.getter))
+            columns = None if columns is None or part.columns is None else columns | part.columns
+    return RequestTemplate(
+        columns=None if columns is None else frozenset(columns), _constant=constant, _fields=tuple(fields)
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """A compiled part of a request: a constant, or a getter over it."""
+
+    constant: Any = None
+    getter: Getter | None = None
+    columns: frozenset[str] | None = frozenset()
+    bare: bool = False
+
+
+def _compile(node: Any, path: tuple[str | int, ...]) -> _Part:
+    if isinstance(node, str):
+        return _compile_leaf(node, path) if has_template(node) else _Part(constant=node)
+    if isinstance(node, Mapping):
+        return _compile_container(dict(node), list(node.items()), path)
+    if isinstance(node, (list, tuple)):
+        return _compile_container(list(node), list(enumerate(node)), path)
+    return _Part(constant=node)
+
+
+def _compile_leaf(source: str, path: tuple[str | int, ...]) -> _Part:
+    where = ".".join(map(str, ("request", *path)))
+    try:
+        text = compile_text(source)
+    except TemplateError as error:
+        raise TemplateError(code=error.code, message=f"{where}: {error.message}") from error
+    render = text.render
+
+    def get(values: Mapping[str, Any], state: _State) -> Any:
+        try:
+            return render(values, state)
+        except TemplateError as error:
+            raise TemplateError(code=error.code, message=f"{where}: {error.message}") from error
+
+    return _Part(getter=get, columns=text.columns, bare=text.bare)
+
+
+def _compile_container(base: Any, items: Sequence[tuple[Any, Any]], path: tuple[str | int, ...]) -> _Part:
+    dynamic: list[tuple[Any, Getter]] = []
+    columns: frozenset[str] | None = frozenset()
+    for place, node in items:
+        part = _compile(node, (*path, place))
+        base[place] = part.constant
+        if part.getter is not None:
+            dynamic.append((place, part.getter))
+            columns = None if columns is None or part.columns is None else columns | part.columns
+    if not dynamic:
+        return _Part(constant=base)
+
+    def get(values: Mapping[str, Any], state: _State) -> Any:
+        filled = base.copy()
+        for place, getter in dynamic:
+            filled[place] = getter(values, state)
+        return filled
+
+    return _Part(getter=get, columns=columns)

@@ -1,0 +1,253 @@
+"""Hostile job files and hostile rows: nothing is run, nothing grows without bound, no secret is shown."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import TemplateError
+from pipeline.job.load import Draft, read
+from pipeline.job.template import MAX_TEXT, compile_request
+
+CANARY = "sk-canary-0f9a2b"
+JOB = """\
+operation: chat
+input: {path: rows.jsonl}
+request: {messages: [{role: user, content: "{{ text }}"}]}
+deployments:
+  - endpoint: https://x.openai.azure.com
+    deployment: d
+    DEPLOYMENT
+output: {path: out}
+"""
+
+
+def draft(tmp_path: Path, text: str, name: str = "job.yaml", overrides: dict[str, str] | None = None) -> Draft:
+    file = tmp_path / name
+    file.write_text(text, encoding="utf-8")
+    environ = {"KEY": CANARY, "BROKEN": f"{CANARY}\r\nX-Evil: 1", "URL": f"https://u:{CANARY}@x.test"}
+    return read(file, environ=environ, operations=("chat",), overrides=overrides)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"key: {CANARY}",
+        f'key: "${{KEY}}{CANARY}"',
+        f'key: "{CANARY}${{KEY}}"',
+        f'key: "${{KEY:-{CANARY}}}"',
+        f'key: "Bearer {CANARY}"',
+        f"key: [{CANARY}]",
+        f"key: {{a: {CANARY}}}",
+        f"token: {CANARY}",
+        f'token: "${{KEY:-{CANARY}}}"',
+        f"headers: {{X-Key: {CANARY}}}",
+        f'headers: {{X-Key: "Bearer {CANARY}"}}',
+        f"headers: [{CANARY}]",
+        f"headers: {CANARY}",
+        f"credential: {{client_secret: {CANARY}}}",
+        f"credential: {{password: {CANARY}}}",
+        f"credential: {CANARY}",
+        f"keyy: {CANARY}",
+        f"api_key: {CANARY}",
+        f"organization: [{CANARY}]",
+        f"api: {CANARY}",
+        f"auth: {CANARY}",
+        f"lane: {CANARY}",
+        f"priority: {CANARY}",
+        f"price: {CANARY}",
+        f"price: {{input: {CANARY}}}",
+        f"max_inputs: {CANARY}",
+        "key: ${BROKEN}",
+        f"key: {CANARY}: {CANARY}",
+        f"key: '{CANARY}",
+        f"key: @{CANARY}",
+        f"key: &{CANARY} x",
+        f"key: *{CANARY}",
+        f"key: !{CANARY} x",
+        f"key: !!int {CANARY}",
+        f"key: {CANARY}\n    key: {CANARY}",
+        f'ca_bundle: "{CANARY}"',
+    ],
+)
+def test_a_literal_secret_is_refused_and_never_repeated(tmp_path: Path, line: str) -> None:
+    found = draft(tmp_path, JOB.replace("DEPLOYMENT", line))
+    assert found.problems
+    assert found.job is None
+    assert CANARY not in repr(found)
+    assert CANARY not in "\n".join(map(str, found.problems))
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        f"https://user:{CANARY}@x.test",
+        f"https://{CANARY}@x.test",
+        f"https://x.test/?api-key={CANARY}",
+        f"https://x.test/?code={CANARY}",
+        "${URL}",
+    ],
+)
+def test_a_secret_in_an_endpoint_is_refused_and_never_repeated(tmp_path: Path, endpoint: str) -> None:
+    found = draft(tmp_path, JOB.replace("https://x.openai.azure.com", endpoint).replace("DEPLOYMENT", "key: ${KEY}"))
+    assert [problem.path for problem in found.problems] == ["deployments.0.endpoint"]
+    assert CANARY not in repr(found)
+
+
+@pytest.mark.parametrize("value", [CANARY, f"[{CANARY}", f"${{KEY:-{CANARY}}}", f"*{CANARY}", f"!x {CANARY}"])
+def test_a_literal_secret_on_the_command_line_is_refused_and_never_repeated(tmp_path: Path, value: str) -> None:
+    found = draft(tmp_path, JOB.replace("DEPLOYMENT", "priority: 1"), overrides={"deployments.0.key": value})
+    assert found.problems
+    assert CANARY not in repr(found)
+
+
+def test_a_valid_job_shows_no_secret(tmp_path: Path) -> None:
+    found = draft(tmp_path, JOB.replace("DEPLOYMENT", "key: ${KEY}\n    headers: {X-Key: 'Bearer ${KEY}'}"))
+    assert found.job is not None
+    assert found.job.deployments[0].headers["X-Key"].reveal() == f"Bearer {CANARY}"
+    assert CANARY not in repr(found) + found.job.model_dump_json() + str(found.job.model_dump())
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("laughs.yaml", "a: &a [x,x]\nb: &b [*a,*a]\nc: &c [*b,*b]\nd: [*c,*c]\n"),
+        ("object.yaml", "a: !!python/object/apply:os.system ['echo hacked']\n"),
+        ("module.yaml", "a: !!python/module:os\n"),
+        ("name.yaml", "!!python/name:os.system : 1\n"),
+        ("deep.yaml", "a: " + "[" * 300_000),
+        ("mappings.yaml", "a: " + "{a: " * 10_000),
+        ("lists.yaml", "- " * 300_000),
+        ("big.yaml", "a: b\n" * 400_000),
+        ("deep.json", '{"a": ' + "[" * 300_000),
+        ("deep.toml", "a = " + "[" * 50_000),
+        ("doubled.yaml", "operation: chat\noperation: chat\n"),
+        ("binary.yaml", "\x00\x01\x02"),
+        ("directives.yaml", "%TAG ! tag:evil.test:\n---\na: !x 1\n"),
+    ],
+)
+def test_a_hostile_file_is_refused_within_bounds(tmp_path: Path, name: str, text: str) -> None:
+    begun = time.process_time()
+    found = draft(tmp_path, text, name)
+    assert found.job is None
+    assert found.problems
+    assert time.process_time() - begun < 5
+
+
+ROW: dict[str, Any] = {"x": "value", "n": None, "items": [1, 2], "thing": {"a": 1}}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ x.__class__.__mro__ }}",
+        "{{ ''.__class__.__base__.__subclasses__() }}",
+        "{{ x['__class__'] }}",
+        "{{ x | attr('__class__') }}!",
+        "{{ x.format }}",
+        "{{ '{0.__class__}'.format(x) }}",
+        "{{ '{0.__class__}'.format_map(thing) }}",
+        "{{ x.format.__globals__ }}",
+        "{{ range.__globals__ }}",
+        "{{ dict.__init__.__globals__ }}",
+        "{{ namespace.__init__.__globals__ }}",
+        "{{ n.__class__ }}",
+        "{{ n.__str__.__globals__ }}",
+        "{{ row.__class__.__init__ }}",
+        "{{ row._values }}",
+        "{{ items.append(3) }}",
+        "{{ items.clear() }}",
+        "{{ thing.update({'b': 1}) }}",
+        "{{ thing.pop('a') }}",
+        "{% macro m() %}{% endmacro %}{{ m.__globals__ }}",
+        "{{ self.__init__.__globals__ }}!",
+        "{{ self._TemplateReference__context }}!",
+        "{% for i in items %}{{ loop.__class__ }}{% endfor %}",
+        "{{ lipsum.__globals__ }}!",
+        "{{ cycler.__init__.__globals__ }}!",
+        "{{ joiner.__init__.__globals__ }}!",
+        "{{ config }}!",
+        "{{ get_flashed_messages.__globals__ }}!",
+        "{{ _pipeline_state.__class__ }}",
+        "{{ (items | map(attribute='__class__') | list) }}",
+        "{{ items | groupby('__class__') | list }}",
+    ],
+)
+def test_a_template_reaches_nothing_but_values(source: str) -> None:
+    before = {name: repr(value) for name, value in ROW.items()}
+    with pytest.raises(TemplateError):
+        compile_request({"a": source + " "}).render(ROW)
+    assert before == {name: repr(value) for name, value in ROW.items()}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ 'a' * 10**10 }}",
+        "{{ [0] * 10**10 }}",
+        "{{ 10**10 * 'a' }}",
+        "{{ 10 ** (10 ** 7) }}",
+        "{{ 10 ** 100000000 }}",
+        "{{ 2.0 ** 100000 }}",
+        "{% for i in range(10**9) %}x{% endfor %}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 'a' | center(10**10) }}",
+        "{{ 'a' | indent(10**10, true) }}",
+        "{{ 'a'.ljust(10**10) }}",
+        "{{ 'a'.zfill(10**10) }}",
+        "{{ '%9999999999d' % 1 }}",
+        "{{ '%*d' % (999999999, 1) }}",
+        "{{ '%9999999999d' | format(1) }}",
+        "{{ items | batch(10**10, 'x') | list }}",
+        "{{ items | slice(10**10) | list }}",
+        "{{ ('a' * 1000000) | replace('a', 'b' * 1000000) }}",
+        "{{ ('a' * 1000000).replace('a', 'b' * 1000000) }}",
+        "{{ ('a' * 1000000).replace('', 'b' * 1000000) }}",
+        "{{ ['a' * 1000] * 100000 | join }}",
+        "{{ (range(99999) | list) | join('a' * 100000) }}",
+        "{% set ns = namespace(s='aaaaaaaa') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+        "{% set ns = namespace(s='aaaaaaaa') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+        "{% set ns = namespace(s=[1]) %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+        "{% set ns = namespace(s=9) %}{% for i in range(60) %}{% set ns.s = ns.s * ns.s %}{% endfor %}{{ ns.s }}",
+        "{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}",
+        "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}xxxxxxxx{% endmacro %}{{ m(40) }}",
+        "{% for i in range(90000) %}" + "x" * 1000 + "{% endfor %}",
+    ],
+)
+def test_a_template_cannot_grow_without_bound(source: str) -> None:
+    begun = time.process_time()
+    with pytest.raises(TemplateError):
+        compile_request({"a": source}).render(ROW)
+    assert time.process_time() - begun < 10
+
+
+def test_the_bound_on_text_is_for_the_whole_row() -> None:
+    half = "x" * (MAX_TEXT // 2 + 1)
+    compiled = compile_request({"a": "{{ x }}!", "b": "{{ x }}!"})
+    with pytest.raises(TemplateError) as caught:
+        compiled.render({"x": half})
+    assert caught.value.code == "size"
+
+
+HOSTILE = ["{{ 7*7 }}", "{% for x in y %}", "{#", "${KEY}", "{{ ''.__class__ }}", "}}{{ config }}", "\x00", "%s", "{0}"]
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_a_rows_text_is_never_a_template(value: str) -> None:
+    request = {
+        "bare": "{{ x }}",
+        "text": "<{{ x }}>",
+        "list": ["{{ x | upper }}"],
+        "deep": {"a": "{{ [x] | tojson }}!"},
+    }
+    body = compile_request(request).render({"x": value})
+    assert body["bare"] == value
+    assert body["text"] == f"<{value}>"
+    assert body["list"] == [value.upper()]
+
+
+def test_a_message_does_not_quote_the_row() -> None:
+    with pytest.raises(TemplateError) as caught:
+        compile_request({"a": "{{ x | int(base=99) + x }}"}).render({"x": CANARY})
+    assert CANARY not in caught.value.message

@@ -1,0 +1,454 @@
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.errors import JobFileError
+from pipeline.job.load import Draft, check_columns, load_job, read
+from pipeline.job.spec import LATER_KEYS, LATER_OPERATIONS, LATER_VALUES, Job
+
+GOOD: dict[str, Any] = {
+    "operation": "embeddings",
+    "input": {"path": "../data/rows.jsonl"},
+    "request": {"input": "{{ text }}"},
+    "deployments": [{"endpoint": "https://x.openai.azure.com", "deployment": "small"}],
+    "output": {"path": "out"},
+}
+ENVIRON = {"AZURE_OPENAI_API_KEY": "canary-key", "OUT": "from-environment", "EMPTY": " "}
+OPERATIONS = ("embeddings", "chat")
+
+
+def write(tmp_path: Path, job: Mapping[str, Any] | str, name: str = "demo.yaml") -> Path:
+    folder = tmp_path / "jobs"
+    folder.mkdir(exist_ok=True)
+    file = folder / name
+    file.write_text(job if isinstance(job, str) else yaml.safe_dump(dict(job), sort_keys=False))
+    return file
+
+
+def load(tmp_path: Path, environ: Mapping[str, str] = ENVIRON, *, simulate: bool = False, **sections: Any) -> Job:
+    file = write(tmp_path, GOOD | sections)
+    return load_job(file, environ=environ, operations=OPERATIONS, simulate=simulate)
+
+
+def draft(tmp_path: Path, environ: Mapping[str, str] = ENVIRON, *, simulate: bool = False, **sections: Any) -> Draft:
+    return read(write(tmp_path, GOOD | sections), environ=environ, operations=OPERATIONS, simulate=simulate)
+
+
+def said(found: Draft) -> dict[str, str]:
+    return {problem.path: problem.message for problem in found.problems}
+
+
+def deployment(**keys: Any) -> list[dict[str, Any]]:
+    return [GOOD["deployments"][0] | keys]
+
+
+def test_a_plain_job_is_filled_with_its_defaults(tmp_path: Path) -> None:
+    job = load(tmp_path)
+    assert job.name == "demo"
+    assert job.file == tmp_path / "jobs" / "demo.yaml"
+    assert job.input.path == (str(tmp_path / "data" / "rows.jsonl"),)
+    assert job.output.path == tmp_path / "jobs" / "out"
+    assert job.run.workers == 32
+    (only,) = job.deployments
+    assert (only.name, only.model, only.api, only.auth, only.api_version) == (
+        "small",
+        "small",
+        "azure",
+        "key",
+        "2024-10-21",
+    )
+    assert only.key is not None
+    assert only.key.reveal() == "canary-key"
+
+
+def test_five_faults_in_five_places_are_told_at_once_with_their_places(tmp_path: Path) -> None:
+    file = write(
+        tmp_path,
+        """\
+operation: embedings
+input:
+  path: rows.jsonl
+  formt: jsonl
+request:
+  input: "{{ txt }}"
+deployments:
+  - endpoint: https://x.openai.azure.com
+    deployment: small
+    key: sk-canary
+output:
+  path: out
+run:
+  workers: many
+""",
+    )
+    found = read(file, environ={}, operations=OPERATIONS)
+    problems = [*found.problems, *found.column_problems(["text", "id"], result_columns=["embedding"])]
+    assert [(problem.line, problem.column, problem.path) for problem in problems] == [
+        (1, 12, "operation"),
+        (4, 3, "input.formt"),
+        (10, 10, "deployments.0.key"),
+        (14, 12, "run.workers"),
+        (6, 10, "request.input"),
+    ]
+    text = "\n".join(map(str, problems))
+    assert f"{file}:1:12: operation: there is no operation of this name (did you mean `embeddings`?)" in text
+    assert "unknown key (did you mean `format`?)" in text
+    assert "the input has no column `txt` (did you mean `text`?)" in text
+    assert "must be a whole number" in text
+    assert "canary" not in text
+    with pytest.raises(JobFileError) as caught:
+        load_job(file, environ={}, operations=OPERATIONS)
+    assert caught.value.problems == found.problems
+
+
+@pytest.mark.parametrize("name", sorted(GOOD))
+def test_a_missing_section_is_told(tmp_path: Path, name: str) -> None:
+    file = write(tmp_path, {key: value for key, value in GOOD.items() if key != name})
+    assert said(read(file, environ=ENVIRON, operations=OPERATIONS))[name].startswith("is missing")
+
+
+@pytest.mark.parametrize("name", ["input", "request", "deployments", "output", "run"])
+@pytest.mark.parametrize("value", [5, "text"])
+def test_a_section_of_another_kind_is_told(tmp_path: Path, name: str, value: object) -> None:
+    assert said(draft(tmp_path, ENVIRON, simulate=False, **{name: value}))[name].startswith("must be a")
+
+
+@pytest.mark.parametrize(
+    ("sections", "path", "message"),
+    [
+        ({"workers": 3}, "workers", "unknown key (did you mean `run.workers`?)"),
+        ({"run": {"operation": "chat"}}, "run.operation", "unknown key (did you mean `operation`?)"),
+        ({"run": {"timeot": "3s"}}, "run.timeot", "unknown key (did you mean `timeout`?)"),
+        ({"run": {"timeout_s": 3}}, "run.timeout_s", "unknown key (did you mean `timeout`?)"),
+        ({"file": "x"}, "file", "unknown key"),
+        ({"run": {"qqqq": 3}}, "run.qqqq", "unknown key"),
+        (
+            {"output": {"path": "o", "compresion": "zstd"}},
+            "output.compresion",
+            "unknown key (did you mean `compression`?)",
+        ),
+        ({"deployments": deployment(price={"inptu": 1})}, "deployments.0.price.inptu", "unknown key"),
+    ],
+)
+def test_an_unknown_key_is_told_with_what_was_meant(
+    tmp_path: Path, sections: dict[str, Any], path: str, message: str
+) -> None:
+    found = said(draft(tmp_path, **sections))
+    assert found.keys() == {path}
+    assert found[path].startswith(message)
+
+
+@pytest.mark.parametrize("name", sorted(LATER_KEYS))
+@pytest.mark.parametrize("section", ["", "input", "output", "run"])
+def test_a_key_of_later_work_is_not_available_yet(tmp_path: Path, name: str, section: str) -> None:
+    sections = {name: 1} if not section else {section: GOOD.get(section, {}) | {name: 1}}
+    assert set(said(draft(tmp_path, **sections)).values()) == {"is not available yet"}
+
+
+@pytest.mark.parametrize("name", sorted(LATER_OPERATIONS))
+def test_an_operation_of_later_work_is_not_available_yet(tmp_path: Path, name: str) -> None:
+    assert said(draft(tmp_path, operation=name)) == {"operation": f"{name} is not available yet"}
+
+
+@pytest.mark.parametrize(
+    ("place", "value"), [(place, value) for place, values in LATER_VALUES.items() for value in sorted(values)]
+)
+def test_a_value_of_later_work_is_not_available_yet(tmp_path: Path, place: tuple[str, str], value: str) -> None:
+    section, name = place
+    content = deployment(**{name: value}) if section == "deployments" else GOOD.get(section, {}) | {name: value}
+    path = f"deployments.0.{name}" if section == "deployments" else f"{section}.{name}"
+    assert said(draft(tmp_path, ENVIRON, simulate=False, **{section: content})) == {
+        path: f"{value} is not available yet"
+    }
+
+
+@pytest.mark.parametrize(
+    ("sections", "path", "message"),
+    [
+        ({"run": {"max_cost": 5}}, "run.max_cost", "is not available yet"),
+        ({"request": {"input": "x", "stream": True}}, "request.stream", "not available yet"),
+        (
+            {"request": {"messages": [{"content": [{"type": "image_file"}]}]}},
+            "request.messages.0.content.0.type",
+            "image_file",
+        ),
+        ({"request": {"input": "x", "model": "m"}}, "request.model", "the deployment's business"),
+        ({"request": {"input": "x", "on_too_long": "skip"}}, "request.on_too_long", "must be fail"),
+        ({"request": {"input": "{{ x"}}, "request.input", "the template cannot be read"),
+        ({"request": {"input": "{% include 'x' %}"}}, "request.input", "cannot include"),
+        ({"input": {"path": "s3://bucket/x"}}, "input.path", "remote paths are not available yet"),
+        ({"input": {"path": ["a", "abfs://x/y"]}}, "input.path.1", "remote paths are not available yet"),
+        ({"output": {"path": "gs://bucket/x"}}, "output.path", "remote paths are not available yet"),
+        ({"input": {"path": "${ABSENT}/x"}}, "input.path", "the variable ABSENT is not set"),
+        ({"output": {"path": "${EMPTY}"}}, "output.path", "the variable EMPTY is empty"),
+        ({"output": {"path": "${OUTT}"}}, "output.path", "the variable OUTT is not set (did you mean OUT?)"),
+        ({"output": {"path": "${1x}"}}, "output.path", "begins no ${NAME}"),
+        ({"output": {"path": "${OPEN"}}, "output.path", "begins no ${NAME}"),
+        ({"output": {}}, "output.path", "is missing: say where the results go"),
+        ({"input": {}}, "input.path", "is missing: say where the rows are"),
+        ({"input": {"path": 5}}, "input.path", "must be a list"),
+        ({"input": {"path": ["a", 5]}}, "input.path.1", "must be text"),
+        ({"input": {"path": "x", "format": "jsn"}}, "input.format", "must be one of auto, jsonl, parquet"),
+        ({"input": {"path": "x", "format": "jsonnl"}}, "input.format", "(did you mean `jsonl`?)"),
+        ({"input": {"path": "x", "columns": {"a": "intt"}}}, "input.columns.a", "must be one of string"),
+        ({"output": {"path": "o", "columns": "some"}}, "output.columns", "must be `all`, `none` or list of columns"),
+        ({"run": {"fail_on": "500%"}}, "run.fail_on", "must be any, never or a share"),
+        ({"run": {"timeout": "-5s"}}, "run.timeout", "must be a duration"),
+        ({"run": {"timeout": 0}}, "run.timeout", "must be greater than 0"),
+        ({"run": {"workers": 0}}, "run.workers", "must be greater than or equal to 1"),
+        ({"name": 5}, "name", "must be printable text"),
+        ({"operation": ["chat"]}, "operation", "must be text"),
+        ({"deployments": []}, "deployments", "is missing"),
+        ({"deployments": [5]}, "deployments.0", "must be a mapping"),
+        ({"deployments": [{"deployment": "x"}]}, "deployments.0.endpoint", "is missing: give the resource's URL"),
+        ({"deployments": [{"endpoint": "https://x.openai.azure.com"}]}, "deployments.0.deployment", "is missing"),
+        ({"deployments": deployment(endpoint="${ABSENT}")}, "deployments.0.endpoint", "the variable ABSENT is not set"),
+        ({"deployments": deployment(endpoint="x.openai.azure.com")}, "deployments.0.endpoint", "must be a URL"),
+        ({"deployments": deployment(key="${ABSENT}")}, "deployments.0.key", "the variable ABSENT is not set"),
+        ({"deployments": deployment(api_version=2024)}, "deployments.0.api_version", "put it in quotes"),
+        ({"deployments": deployment(auth="keys")}, "deployments.0.auth", "(did you mean `key`?)"),
+        ({"deployments": deployment(auth="token")}, "deployments.0.auth", "AZURE_OPENAI_AD_TOKEN is not set"),
+        ({"deployments": deployment(auth="none", key="${OUT}")}, "deployments.0", "has `auth: none` and a credential"),
+        ({"deployments": deployment(endpoint="https://api.openai.com/v1")}, "deployments.0", "set OPENAI_API_KEY"),
+        ({"deployments": deployment(ca_bundle="gone.pem")}, "deployments.0.ca_bundle", "there is no such file"),
+        (
+            {"deployments": [*deployment(), *deployment(priority=1)]},
+            "deployments.1",
+            "the name `small` is taken by deployments.0",
+        ),
+        (
+            {"deployments": deployment(name="a") + deployment(name="a")},
+            "deployments.1.name",
+            "the name `a` is taken by deployments.0",
+        ),
+    ],
+)
+def test_what_is_wrong_is_told_where_it_stands(
+    tmp_path: Path, sections: dict[str, Any], path: str, message: str
+) -> None:
+    found = draft(tmp_path, **sections)
+    assert said(found).keys() == {path}
+    assert message in said(found)[path]
+    assert found.problems[0].line is not None
+    assert found.job is None
+
+
+def test_on_too_long_is_for_embeddings(tmp_path: Path) -> None:
+    found = draft(tmp_path, operation="chat", request={"messages": [], "on_too_long": "fail"})
+    assert said(found) == {"request.on_too_long": "is for embeddings, not for chat"}
+
+
+def test_variables_are_read_in_paths_and_deployments(tmp_path: Path) -> None:
+    environ = {"NAME": " res ", "KEY": " canary\n", "TOKEN": "t"}
+    job = load(
+        tmp_path,
+        environ,
+        input={"path": ["${DATA:-/data}/*.jsonl", "$${plain}"]},
+        output={"path": "${NAME}/${WHERE:-here}"},
+        deployments=deployment(
+            endpoint=" https://${NAME}.openai.azure.com ",
+            key="${KEY}",
+            headers={"X-One": "${TOKEN}", "X-Two": "Bearer ${TOKEN}"},
+            credential={"kind": "${NAME}", "client_secret": "${TOKEN}"},
+        ),
+    )
+    assert job.input.path == ("/data/*.jsonl", str(tmp_path / "jobs" / "${plain}"))
+    assert job.output.path == tmp_path / "jobs" / "res" / "here"
+    (only,) = job.deployments
+    assert only.endpoint == "https://res.openai.azure.com"
+    assert only.key is not None
+    assert only.key.reveal() == "canary"
+    assert {name: value.reveal() for name, value in only.headers.items()} == {"X-One": "t", "X-Two": "Bearer t"}
+    assert only.credential is not None
+    assert only.credential["kind"] == "res"
+    assert only.credential["client_secret"].reveal() == "t"
+
+
+def test_variables_stay_as_they_are_in_the_request(tmp_path: Path) -> None:
+    assert load(tmp_path, request={"input": "${OUT} $${x}"}).request == {"input": "${OUT} $${x}"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "environ", "auth"),
+    [
+        ({}, {}, "entra"),
+        ({}, {"AZURE_OPENAI_API_KEY": "k"}, "key"),
+        ({}, {"OPENAI_API_KEY": "k"}, "entra"),
+        ({"endpoint": "https://api.openai.com/v1"}, {"OPENAI_API_KEY": "k", "AZURE_OPENAI_API_KEY": "z"}, "key"),
+        ({"endpoint": "http://127.0.0.1:1/v1", "auth": "none"}, {"OPENAI_API_KEY": "k"}, "none"),
+        ({"auth": "entra"}, {"AZURE_OPENAI_API_KEY": "k"}, "entra"),
+        ({"auth": "key"}, {"AZURE_OPENAI_API_KEY": "k"}, "key"),
+        ({"auth": "token"}, {"AZURE_OPENAI_AD_TOKEN": "k"}, "token"),
+        ({"token": "${T}"}, {"T": "k", "AZURE_OPENAI_API_KEY": "z"}, "token"),
+        ({"key": "${T}"}, {"T": "k", "AZURE_OPENAI_API_KEY": "z"}, "key"),
+    ],
+)
+def test_how_to_sign_is_chosen_by_what_is_set(
+    tmp_path: Path, keys: dict[str, Any], environ: dict[str, str], auth: str
+) -> None:
+    (only,) = load(tmp_path, environ, deployments=deployment(**keys)).deployments
+    assert only.auth == auth
+    secret = only.key or only.token
+    assert (secret.reveal() if secret else None) == ("k" if auth in ("key", "token") else None)
+
+
+@pytest.mark.parametrize(
+    ("keys", "environ", "version"),
+    [
+        ({}, {}, "2024-10-21"),
+        ({}, {"OPENAI_API_VERSION": "2025-01-01-preview"}, "2025-01-01-preview"),
+        ({"api_version": "2024-06-01"}, {"OPENAI_API_VERSION": "2025-01-01-preview"}, "2024-06-01"),
+        ({"endpoint": "https://x.openai.azure.com?api-version=2024-02-01"}, {"OPENAI_API_VERSION": "no"}, "2024-02-01"),
+    ],
+)
+def test_the_api_version_is_the_nearest_one(
+    tmp_path: Path, keys: dict[str, Any], environ: dict[str, str], version: str
+) -> None:
+    assert load(tmp_path, environ, deployments=deployment(**keys)).deployments[0].api_version == version
+
+
+def test_simulating_reads_no_variable_of_a_deployment(tmp_path: Path) -> None:
+    class NothingRead(dict[str, str]):
+        def get(self, key: str, default: Any = None) -> Any:
+            if key != "OUT":
+                raise AssertionError(key)
+            return super().get(key, default)
+
+    job = load(
+        tmp_path,
+        NothingRead(OUT="here"),
+        simulate=True,
+        output={"path": "${OUT}"},
+        deployments=[
+            {
+                "name": "first",
+                "endpoint": "${AZURE_OPENAI_ENDPOINT}",
+                "deployment": "${DEPLOYMENT:-small}",
+                "model": "${MODEL}",
+                "api": "${API}",
+                "key": "${KEY}",
+                "headers": {"X-Key": "${APIM}"},
+                "ca_bundle": "gone.pem",
+                "requests_per_minute": 300,
+            },
+            {
+                "name": "second",
+                "endpoint": "https://${RES}.openai.azure.com/openai/v1",
+                "deployment": "d",
+                "auth": "entra",
+            },
+        ],
+    )
+    first, second = job.deployments
+    assert (first.api, first.deployment, first.model, first.auth) == ("azure", "small", "simulated", "key")
+    assert first.key is not None
+    assert first.key.reveal() == "simulated"
+    assert first.requests_per_minute == 300
+    assert (second.api, second.auth) == ("azure-v1", "key")
+
+
+def test_simulating_checks_the_form_of_variables(tmp_path: Path) -> None:
+    found = draft(tmp_path, {}, simulate=True, deployments=deployment(endpoint="${1x}", key="sk-canary"))
+    assert said(found).keys() == {"deployments.0.endpoint", "deployments.0.key"}
+
+
+def test_overrides_win_over_the_file_and_have_no_place(tmp_path: Path) -> None:
+    file = write(tmp_path, GOOD | {"run": {"workers": 3}})
+    overrides = {"run.workers": "64", "request.dimensions": "256", "deployments.small.priority": "2"}
+    job = load_job(file, environ=ENVIRON, operations=OPERATIONS, overrides=overrides)
+    assert (job.run.workers, job.request["dimensions"], job.deployments[0].priority) == (64, 256, 2)
+    found = read(file, environ=ENVIRON, operations=OPERATIONS, overrides={"run.workers": "x", "run.wrkers": "1"})
+    assert [str(problem) for problem in found.problems] == [
+        f"{file}: run.workers: must be a whole number",
+        f"{file}: run.wrkers: unknown key (did you mean `workers`?)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "demo.json",
+            (
+                '{"operation": "chat", "input": {"path": "x"}, "request": {"messages": []}, "output": {"path": "o"},\n'
+                '"deployments": [{"endpoint": "https://x.openai.azure.com", "deployment": "d"}]}'
+            ),
+        ),
+        (
+            "demo.toml",
+            (
+                'operation = "chat"\nrequest.messages = []\n[input]\npath = "x"\n[output]\npath = "o"\n'
+                '[[deployments]]\nendpoint = "https://x.openai.azure.com"\ndeployment = "d"\n'
+            ),
+        ),
+    ],
+)
+def test_json_and_toml_say_the_same(tmp_path: Path, name: str, text: str) -> None:
+    job = load_job(write(tmp_path, text, name), environ={}, operations=OPERATIONS)
+    assert (job.name, job.operation, job.deployments[0].deployment) == ("demo", "chat", "d")
+
+
+def test_a_glob_in_the_jobs_own_folder_name_is_no_pattern(tmp_path: Path) -> None:
+    folder = tmp_path / "jobs [1]"
+    folder.mkdir()
+    file = folder / "demo.yaml"
+    file.write_text(yaml.safe_dump(GOOD | {"input": {"path": ["*.jsonl", "one.jsonl"]}}))
+    job = load_job(file, environ=ENVIRON, operations=OPERATIONS)
+    assert job.input.path == (str(tmp_path / "jobs [[]1]" / "*.jsonl"), str(folder / "one.jsonl"))
+
+
+def test_home_is_known_in_paths(tmp_path: Path) -> None:
+    assert load(tmp_path, ENVIRON | {"HOME": "/home/me"}, output={"path": "~/out"}).output.path == Path("/home/me/out")
+
+
+@pytest.mark.parametrize(
+    ("sections", "problems"),
+    [
+        ({}, {}),
+        ({"request": {"input": "{{ txt }} {{ text }}"}}, {"request.input": "no column `txt` (did you mean `text`?)"}),
+        ({"request": {"input": "{{ row['txt'] }}"}}, {"request.input": "no column `txt`"}),
+        ({"request": {"input": "{{ row | tojson }}"}}, {}),
+        ({"input": {"path": "x", "id": "idd"}}, {"input.id": "no column `idd` (did you mean `id`?)"}),
+        ({"output": {"path": "o", "columns": ["text", "nix"]}}, {"output.columns.1": "no column `nix`"}),
+    ],
+)
+def test_columns_that_the_input_lacks_are_told(
+    tmp_path: Path, sections: dict[str, Any], problems: dict[str, str]
+) -> None:
+    job = load(tmp_path, **sections)
+    found = check_columns(job, ["text", "id"], result_columns=["embedding"])
+    assert {problem.path for problem in found} == problems.keys()
+    for problem in found:
+        assert problems[problem.path] in problem.message
+        assert problem.line is not None
+
+
+@pytest.mark.parametrize("name", ["ordinal", "status", "error", "usage", "request", "response", "embedding"])
+def test_a_carried_column_with_the_name_of_a_result_is_refused_with_the_fix(tmp_path: Path, name: str) -> None:
+    names = ["text", name]
+    (problem,) = check_columns(load(tmp_path), names, result_columns=["embedding"])
+    assert problem.path == "output.columns"
+    assert f"column `{name}`" in problem.message
+    assert '`columns: ["text"]`' in problem.message
+    assert (
+        check_columns(load(tmp_path, output={"path": "o", "columns": ["text"]}), names, result_columns=["embedding"])
+        == ()
+    )
+    assert (
+        check_columns(load(tmp_path, output={"path": "o", "columns": "none"}), names, result_columns=["embedding"])
+        == ()
+    )
+
+
+def test_columns_can_be_checked_in_spite_of_other_problems(tmp_path: Path) -> None:
+    found = draft(tmp_path, {}, input={"path": "x", "id": "nix", "formt": 3}, output={"path": "o", "part_rows": "many"})
+    assert found.job is None
+    assert found.input is not None
+    assert {problem.path for problem in found.column_problems(["status"])} == {
+        "input.id",
+        "request.input",
+        "output.columns",
+    }

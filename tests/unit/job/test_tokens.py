@@ -1,0 +1,52 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.job.tokens import at_most, count, encoding_for, estimate, max_input_tokens
+
+
+@pytest.mark.parametrize(
+    ("model", "encoding"),
+    [
+        ("gpt-4o", "o200k_base"),
+        ("gpt-4o-mini-2024-07-18", "o200k_base"),
+        ("gpt-4.1-nano", "o200k_base"),
+        ("gpt-5.4-mini", "o200k_base"),
+        ("o4-mini", "o200k_base"),
+        ("gpt-4", "cl100k_base"),
+        ("gpt-4-turbo", "cl100k_base"),
+        ("gpt-35-turbo", "cl100k_base"),
+        ("gpt-3.5-turbo", "cl100k_base"),
+        ("text-embedding-3-small", "cl100k_base"),
+        ("text-embedding-ada-002", "cl100k_base"),
+        ("gpt-oss-120b", "o200k_harmony"),
+        ("whatever-it-is", "o200k_base"),
+    ],
+)
+def test_a_model_has_its_encoding(model: str, encoding: str) -> None:
+    assert encoding_for(model) == encoding
+
+
+def test_counts_are_those_of_the_vocabulary() -> None:
+    assert count(["hello world", "", "a" * 400], "gpt-4o") == [2, 0, 50]
+
+
+def test_a_special_token_written_out_is_ordinary_text() -> None:
+    assert count(["<|endoftext|>"], "gpt-4o")[0] > 1
+
+
+@pytest.mark.parametrize(("characters", "tokens"), [(0, 0), (1, 1), (4, 1), (5, 2), (400, 100)])
+def test_the_estimate_is_four_characters_to_a_token(characters: int, tokens: int) -> None:
+    assert estimate(characters) == tokens
+
+
+@settings(deadline=None)  # the first call loads the vocabulary
+@given(st.text())
+def test_a_text_has_at_most_as_many_tokens_as_bytes(text: str) -> None:
+    for model in ("gpt-4o", "text-embedding-3-small"):
+        assert count([text], model)[0] <= at_most(text) == len(text.encode())
+
+
+def test_only_known_models_have_a_longest_input() -> None:
+    assert max_input_tokens("text-embedding-3-small") == 8192
+    assert max_input_tokens("my-model") is None
