@@ -1,0 +1,76 @@
+"""JSON that is not to be trusted: what rows put into bodies, what replies hold. A row's error, never a crash."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from pipeline.errors import ReplyError, RowError
+from pipeline.model import Reply, Usage
+
+_MAX_INT64 = 2**63 - 1
+
+
+def too_deep() -> RowError:
+    """Say that a row's values nest deeper than JSON can be written."""
+    return RowError(code="type", message="a value nests too deep to be sent")
+
+
+def write_body(value: Any) -> bytes:
+    """Write what a row is asked with, as JSON.
+
+    Raises RowError, code `type`, for integers beyond 64 bits, lone surrogates and nesting beyond 254 levels.
+    """
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError as error:
+        raise RowError(code="type", message=f"the request cannot be written as JSON: {error}") from None
+
+
+def bad_reply(message: str) -> ReplyError:
+    """Say why an answer cannot be used; it counts as a transient failure of the attempt."""
+    return ReplyError(code="bad_reply", message=message)
+
+
+def read_object(reply: Reply) -> dict[str, Any]:
+    """Read the reply's JSON object.
+
+    Raises ReplyError for everything else: cut or empty bodies, HTML, NaN, nesting too deep to read, lone surrogates.
+    """
+    try:
+        value = orjson.loads(reply.body)
+    except orjson.JSONDecodeError:
+        raise bad_reply(f"the reply is not JSON ({len(reply.body)} bytes); it may have been cut") from None
+    if type(value) is not dict:
+        raise bad_reply("the reply is JSON but no object")
+    return value
+
+
+def write_json(value: Any) -> str:
+    """JSON text of a piece of a reply. Raises ReplyError when it nests too deep to be written (254 levels)."""
+    try:
+        return orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:
+        raise bad_reply("the reply nests too deep") from None
+
+
+def read_usage(value: Any) -> Usage | None:
+    """Read what the service counted, by the names of chat, completions and embeddings; None when it said nothing."""
+    if type(value) is not dict:
+        return None
+    return Usage(
+        input_tokens=_count(value.get("prompt_tokens")),
+        output_tokens=_count(value.get("completion_tokens")),
+        total_tokens=_count(value.get("total_tokens")),
+        cached_tokens=_detail(value.get("prompt_tokens_details"), "cached_tokens"),
+        reasoning_tokens=_detail(value.get("completion_tokens_details"), "reasoning_tokens"),
+    )
+
+
+def _detail(details: Any, key: str) -> int | None:
+    return _count(details.get(key)) if type(details) is dict else None
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and 0 <= value <= _MAX_INT64 else None

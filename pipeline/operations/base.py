@@ -1,0 +1,73 @@
+"""What an operation is: pure functions from a row to an item, from items to a call, from a reply to results.
+
+A new operation is one file in this folder that declares `OPERATION`; contract tests find it by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, Self
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from pipeline.job.spec import Job
+    from pipeline.model import Call, ErrorInfo, Item, Reply, Row, RowResult, Target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackLimits:
+    """How much one request may carry. One item to a request where `items` is 1."""
+
+    items: int = 1
+    tokens: int | None = None
+    reply_bytes: int | None = None
+
+
+class Operation(Protocol):
+    """One kind of request. Instances are frozen: what a run learns gives a new one (`settled`)."""
+
+    @property
+    def name(self) -> str:
+        """What a job file says under `operation`."""
+
+    @property
+    def limits(self) -> PackLimits:
+        """How much one request may carry."""
+
+    @property
+    def columns(self) -> frozenset[str] | None:
+        """The input columns that `prepare` reads; None when a template may reach any."""
+
+    def prepare(self, rows: Sequence[Row]) -> list[Item | ErrorInfo]:
+        """Render and check rows, in order: an item to send, or why the row cannot be asked. Never raises for a row."""
+
+    def build(self, items: Sequence[Item], target: Target) -> Call:
+        """Build the request that carries these items. Pure; the same items give the same bytes."""
+
+    def parse(self, items: Sequence[Item], reply: Reply) -> list[RowResult]:
+        """Read a 2xx reply: one result for every item, in their order.
+
+        Raises ReplyError when the reply is not what the operation promises (cut, shapeless, fewer or more
+        or wrong-sized vectors): the attempt then counts as a transient failure.
+        """
+
+    def blame(self, items: Sequence[Item], error: ErrorInfo) -> int | None:
+        """Which item (its index) a refused pack's error names; None when it names none."""
+
+    def facts(self, results: Sequence[RowResult]) -> Mapping[str, int]:
+        """What these results fix for the whole run (such as a vector size); empty when nothing."""
+
+    def settled(self, facts: Mapping[str, int]) -> Self:
+        """The same operation, bound to what the run has fixed."""
+
+    def schema(self) -> pa.Schema:
+        """The result columns and their types. Raises LookupError while a fact is still unknown."""
+
+
+class OperationFactory(Protocol):
+    """Builds an operation from a job that was validated before."""
+
+    def __call__(self, job: Job) -> Operation:
+        """Compile the job's request templates."""

@@ -1,0 +1,1 @@
+"""A package of operations beside the product's own."""

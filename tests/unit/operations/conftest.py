@@ -1,0 +1,47 @@
+"""Operations made from jobs, as the product makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from pipeline import operations
+from pipeline.job.spec import Job
+from pipeline.operations.base import Operation
+
+Make = Callable[..., Operation]
+
+
+@pytest.fixture
+def make() -> Make:
+    """Make an operation from a request and whatever else the job should say."""
+
+    def from_job(
+        name: str,
+        request: Mapping[str, Any],
+        *,
+        deployments: tuple[Mapping[str, Any], ...] = ({},),
+        run: Mapping[str, Any] | None = None,
+        raw: str = "auto",
+    ) -> Operation:
+        model = "gpt-4o-mini" if name == "chat" else "text-embedding-3-small"
+        place = {"endpoint": "https://x.openai.azure.com", "api": "azure", "api_version": "2024-10-21", "auth": "entra"}
+        job = Job.model_validate(
+            {
+                "name": "job",
+                "operation": name,
+                "input": {"path": "rows.jsonl"},
+                "request": request,
+                "deployments": [
+                    {"name": f"d{number}", "deployment": model, **place, **deployment}
+                    for number, deployment in enumerate(deployments)
+                ],
+                "output": {"path": "out", "raw": raw},
+                "run": run or {},
+            },
+        )
+        return operations.get(name).factory(job)
+
+    return from_job
