@@ -1,0 +1,450 @@
+"""The ASGI application: judges the quota, decides what goes wrong, answers, and writes the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from typing import Any
+
+import orjson
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from pipeline.clock import Clock
+from pipeline.simulator import refusals
+from pipeline.simulator.address import Address, find_address
+from pipeline.simulator.base import Answer, Asked, Family, Operation, Place, RefusedError
+from pipeline.simulator.chat import Chat
+from pipeline.simulator.config import DeploymentConfig, SimulatorConfig
+from pipeline.simulator.embeddings import Embeddings
+from pipeline.simulator.faults import Faults, latency_s
+from pipeline.simulator.ledger import Ledger, body_digest
+from pipeline.simulator.models import facts_of
+from pipeline.simulator.quota import Quota, Verdict
+from pipeline.simulator.sending import SILENT, Headers, Line, Receive, Reply, Scope, Send, hand_over, read_body
+from pipeline.simulator.stats import Stats
+from pipeline.simulator.vectors import Vectors
+
+_MOST_OWN_HEADERS = 10
+_SDK_HEADERS = b"x-stainless-"  # the official SDKs send nine and more of them, and are let in
+_USUAL_HEADERS = frozenset(
+    {
+        b"accept",
+        b"accept-encoding",
+        b"api-key",
+        b"authorization",
+        b"connection",
+        b"content-length",
+        b"content-type",
+        b"date",
+        b"expect",
+        b"host",
+        b"transfer-encoding",
+        b"user-agent",
+    }
+)
+_MOST_KNOWN_ADDRESSES = 10_000
+_LEAST_REFUSAL = 300  # a poison rule's status below it filters the answer instead of the request
+_MODELS = ("gpt-4o", "gpt-4o-mini", "gpt-4.1", "gpt-4.1-mini", "text-embedding-3-small", "text-embedding-3-large")
+_CREATED_S = 1_735_689_600  # when every listed model says that it was made
+
+
+@dataclass(slots=True, kw_only=True)
+class _Deployment:
+    """A deployment that was asked for, and its counters."""
+
+    name: str
+    config: DeploymentConfig
+    quota: Quota | None
+    places: dict[tuple[Family, str | None, str], Place] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sent:
+    """What a request's own headers say."""
+
+    key: str | None
+    client_request_id: bytes | None
+    own_headers: int
+
+
+@dataclass(slots=True, kw_only=True)
+class _Case:
+    """One request, and what has been found out about it so far."""
+
+    seq: int
+    address: Address
+    sent: _Sent
+    digest: bytes
+    place: Place | None = None
+    asked: Asked | None = None
+    verdict: Verdict | None = None
+    tokens: int = 0
+
+
+class Simulator:
+    """The ASGI application. `instance` makes this start's request ids unlike any other's: 8 hex digits."""
+
+    def __init__(
+        self, config: SimulatorConfig, *, clock: Clock, ledger: Ledger | None = None, instance: str = "00000000"
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._ledger = ledger
+        self._keys = frozenset(config.keys)
+        self._faults = Faults(config.faults, seed=config.seed)
+        operations: tuple[Operation, ...] = (Chat(), Embeddings(Vectors(config.vectors)))
+        self._operations = {operation.path: operation for operation in operations}
+        self._addresses: dict[tuple[str, bytes], Address | None] = {}
+        self._deployments: dict[str, _Deployment] = {}
+        self._changes = sorted(config.schedule, key=lambda change: change.at_s)
+        self._first_request_s: float | None = None
+        self._stats = Stats()
+        self._seq = 0
+        self._instance = instance.encode()
+        self._date = (0, b"")
+        self._region = config.region.encode()
+        methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+        self._rest = Starlette(
+            routes=[
+                Route("/_simulator/stats", self._show_stats),
+                Route("/openai/models", self._list_models),
+                Route("/openai/v1/models", self._list_models),
+                Route("/v1/models", self._list_models),
+                Route("/{path:path}", self._show_nothing, methods=methods),
+            ]
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request. The operations are found in a table of our own, which costs a tenth of a router."""
+        if scope["type"] == "http" and scope["method"] == "POST":
+            address = self._address(scope["path"], scope["query_string"])
+            if address is not None:
+                await self._serve(address, Line(scope=scope, receive=receive, send=send, clock=self._clock))
+                return
+        await self._rest(scope, receive, send)
+
+    async def _serve(self, address: Address, line: Line) -> None:
+        body = await read_body(line.receive)
+        if body is None:
+            return
+        self._seq += 1
+        case = _Case(
+            seq=self._seq, address=address, sent=_read_headers(line.scope["headers"]), digest=body_digest(body)
+        )
+        self._stats.arrived()
+        try:
+            reply = await self._decide(case, body)
+            await hand_over(reply, line)
+        except Exception:
+            self._close_entry(case.seq, status=None, tokens=case.tokens, fault="defect")
+            raise
+        fault = reply.fault or ("status" if reply.injected else None)
+        if fault is None and line.transport.is_closing():
+            fault = "client_gone"
+        status = None if reply.fault in SILENT else reply.status
+        self._close_entry(case.seq, status=status, tokens=case.tokens, fault=fault)
+
+    # What is answered, in the order in which the gateway and then the model look at a request
+
+    async def _decide(self, case: _Case, body: bytes) -> Reply:
+        try:
+            deployment = self._read(case, body)
+            self._judge(case, deployment)
+            return await self._answer(case)
+        except RefusedError as refused:
+            return Reply(
+                status=refused.status,
+                headers=self._headers(case) + _encoded(refused.headers),
+                answer=Answer(body=refused.body),
+            )
+
+    def _read(self, case: _Case, body: bytes) -> _Deployment:
+        """Check key, address and body, and open the ledger's entry, whatever comes of it. Raises RefusedError."""
+        address = case.address
+        try:
+            if not case.sent.key or (self._keys and case.sent.key not in self._keys):
+                raise refusals.unauthorized(address.family)
+            if case.sent.own_headers > _MOST_OWN_HEADERS and address.family.azure:
+                raise refusals.too_many_headers()
+            if address.refusal is not None:
+                raise address.refusal
+            values = _parse(body)
+            name = address.deployment or values.get("model")
+            if not isinstance(name, str) or not name:
+                raise refusals.no_model()
+            deployment = self._deployment(address, name)
+            case.place = self._place(deployment, address, name)
+            case.asked = address.operation.read(values, case.place)
+        finally:
+            self._open_entry(case)
+        return deployment
+
+    def _judge(self, case: _Case, deployment: _Deployment) -> None:
+        """Charge the quota. Raises RefusedError when it is used up."""
+        now_s = self._clock.now()
+        if self._first_request_s is None:
+            self._first_request_s = now_s
+        run_s = now_s - self._first_request_s
+        self._change_quotas(run_s)
+        tokens = case.asked.tokens if case.asked is not None else 0
+        speed = self._config.speed
+        if deployment.quota is not None:
+            case.verdict = deployment.quota.judge(now_s * speed, tokens)
+        throttled = case.verdict is not None and case.verdict.exceeded is not None
+        self._stats.judged(deployment.name, run_s, tokens=tokens, throttled=throttled)
+        if throttled and case.verdict is not None and case.place is not None:
+            wait_s = case.verdict.retry_after_s / speed
+            raise refusals.throttled(case.address.operation, case.place, case.verdict, wait_s=wait_s, tokens=tokens)
+        case.tokens = tokens
+
+    async def _answer(self, case: _Case) -> Reply:
+        """Answer, or fail, as the configuration has it. Raises RefusedError for a poisoned text."""
+        config = self._config
+        fault = self._faults.befalls(case.digest)
+        if isinstance(fault, int):
+            answer = Answer(body=refusals.injected(fault).body)
+            headers = self._headers(case, extra=_encoded(self._faults.headers(fault)))
+        else:
+            answer = await self._ask(case)
+            headers = self._headers(case)
+        first_byte_s, output_s = latency_s(
+            config.latency, seed=config.seed, digest=case.digest, output_tokens=answer.output_tokens
+        )
+        injected = isinstance(fault, int)
+        return Reply(
+            status=fault if isinstance(fault, int) else 200,
+            headers=headers,
+            answer=answer,
+            first_byte_s=first_byte_s,
+            output_s=output_s,
+            fault=None if isinstance(fault, int) else fault,
+            injected=injected,
+        )
+
+    async def _ask(self, case: _Case) -> Answer:
+        operation = case.address.operation
+        if case.asked is None or case.place is None:
+            raise refusals.bad_json()
+        filtered = self._refuse_poison(operation, case.asked)
+        created_s = int(self._clock.wall())
+        if operation.slow(case.asked, case.place):
+            return await asyncio.to_thread(
+                operation.answer, case.asked, case.place, created_s=created_s, filtered=filtered
+            )
+        return operation.answer(case.asked, case.place, created_s=created_s, filtered=filtered)
+
+    def _refuse_poison(self, operation: Operation, asked: Asked) -> bool:
+        """Raise RefusedError for a poisoned text; True when the answer is to be filtered instead."""
+        for rule in self._config.poison:
+            index = next((index for index, text in enumerate(asked.texts) if rule.contains in text), None)
+            if index is None:
+                continue
+            if rule.status < _LEAST_REFUSAL:
+                return True
+            raise refusals.poisoned(rule, index=index, field=operation.field)
+        return False
+
+    # Deployments and their quotas
+
+    def _deployment(self, address: Address, name: str) -> _Deployment:
+        for known_as in (f"{address.resource}/{name}" if address.resource else name, name):
+            found = self._deployments.get(known_as)
+            if found is not None:
+                return found
+            config = self._config.deployments.get(known_as)
+            if config is not None:
+                return self._open(known_as, config)
+        if self._config.deployments:
+            raise refusals.no_deployment(address.family, name)
+        return self._open(name, DeploymentConfig())
+
+    def _open(self, name: str, config: DeploymentConfig) -> _Deployment:
+        quota = None
+        limited = config.requests_per_minute is not None or config.tokens_per_minute is not None
+        if limited or any(change.deployment == name for change in self._config.schedule):
+            # a slice is as long in real time however fast quota time runs: a client's timers do not run faster
+            quota = Quota(
+                requests_per_minute=config.requests_per_minute,
+                tokens_per_minute=config.tokens_per_minute,
+                request_window_s=config.request_window_s * max(1.0, self._config.speed),
+            )
+        opened = self._deployments[name] = _Deployment(name=name, config=config, quota=quota)
+        return opened
+
+    def _place(self, deployment: _Deployment, address: Address, name: str) -> Place:
+        key = (address.family, address.api_version, name)
+        place = deployment.places.get(key)
+        if place is None:
+            model = deployment.config.model or name
+            facts = facts_of(model)
+            place = deployment.places[key] = Place(
+                family=address.family,
+                api_version=address.api_version,
+                deployment=name,
+                model=model,
+                facts=facts,
+                dimensions=deployment.config.dimensions or facts.dimensions,
+            )
+        return place
+
+    def _change_quotas(self, run_s: float) -> None:
+        while self._changes and run_s >= self._changes[0].at_s:
+            change = self._changes.pop(0)
+            name = change.deployment
+            config = self._config.deployments.get(name, DeploymentConfig())
+            quota = (self._deployments.get(name) or self._open(name, config)).quota
+            if quota is not None:
+                quota.change(requests_per_minute=change.requests_per_minute, tokens_per_minute=change.tokens_per_minute)
+
+    # Headers
+
+    def _headers(self, case: _Case, *, extra: Iterable[tuple[bytes, bytes]] = ()) -> Headers:
+        family = case.address.family
+        place = case.place
+        headers: Headers = [*extra]
+        if not any(name == b"date" for name, _ in headers):
+            headers.append((b"date", self._now_date()))
+        if family.azure:
+            headers += [
+                (b"apim-request-id", b"%b-0000-4000-8000-%012x" % (self._instance, case.seq)),
+                (b"x-ms-client-request-id", case.sent.client_request_id or b"Not-Set"),
+                (b"x-ms-region", self._region),
+                (b"strict-transport-security", b"max-age=31536000; includeSubDomains; preload"),
+                (b"x-content-type-options", b"nosniff"),
+            ]
+            if place is not None:
+                headers.append((b"x-ms-deployment-name", place.deployment.encode()))
+            if case.tokens:
+                headers.append((b"x-request-id", b"%b-0000-4000-9000-%012x" % (self._instance, case.seq)))
+        else:
+            headers += [
+                (b"x-request-id", b"req_%b%024x" % (self._instance, case.seq)),
+                (b"openai-processing-ms", b"1"),
+                (b"openai-version", b"2020-10-01"),
+            ]
+            if place is not None:
+                headers.append((b"openai-model", place.model.encode()))
+        if case.verdict is not None:
+            headers += self._limit_headers(family, case.verdict)
+        return headers
+
+    def _limit_headers(self, family: Family, verdict: Verdict) -> Headers:
+        """Write limits as they are felt in real time: quota time runs `speed` times as fast."""
+        speed = self._config.speed
+        headers: Headers = []
+        for unit, limit, left, reset_s in (
+            (b"requests", verdict.requests_limit, verdict.requests_left, verdict.requests_reset_s),
+            (b"tokens", verdict.tokens_limit, verdict.tokens_left, verdict.tokens_reset_s),
+        ):
+            if limit is not None:
+                real_s = reset_s / speed
+                headers += [
+                    (b"x-ratelimit-limit-" + unit, b"%d" % (limit * speed)),
+                    (b"x-ratelimit-remaining-" + unit, b"%d" % (left * speed)),
+                    (b"x-ratelimit-reset-" + unit, b"%d" % math.ceil(real_s) if family.azure else go_duration(real_s)),
+                ]
+        return headers
+
+    def _now_date(self) -> bytes:
+        second = int(self._clock.wall())
+        if self._date[0] != second:
+            self._date = (second, formatdate(second, usegmt=True).encode())
+        return self._date[1]
+
+    # The witness
+
+    def _open_entry(self, case: _Case) -> None:
+        if self._ledger is None:
+            return
+        client_request_id = case.sent.client_request_id
+        self._ledger.arrived(
+            seq=case.seq,
+            t=self._clock.wall(),
+            op=case.address.operation.name,
+            deployment=case.place.deployment if case.place is not None else case.address.deployment or "",
+            digest=case.digest.hex(),
+            keys=case.asked.keys if case.asked is not None else (),
+            client_request_id=client_request_id.decode("latin-1") if client_request_id is not None else None,
+        )
+
+    def _close_entry(self, seq: int, *, status: int | None, tokens: int, fault: str | None) -> None:
+        self._stats.answered(status)
+        if self._ledger is not None:
+            self._ledger.answered(seq=seq, t=self._clock.wall(), status=status, tokens=tokens, fault=fault)
+
+    # The rest
+
+    def _address(self, path: str, query: bytes) -> Address | None:
+        key = (path, query)
+        try:
+            return self._addresses[key]
+        except KeyError:
+            if len(self._addresses) >= _MOST_KNOWN_ADDRESSES:
+                self._addresses.clear()
+            found = self._addresses[key] = find_address(path, query.decode("latin-1"), self._operations)
+            return found
+
+    async def _show_stats(self, request: Request) -> Response:  # noqa: ARG002 - Starlette's
+        return Response(orjson.dumps(self._stats.summary()), media_type="application/json")
+
+    async def _list_models(self, request: Request) -> Response:
+        azure = request.url.path.startswith("/openai")
+        sent = _read_headers(request.scope["headers"])
+        if not sent.key or (self._keys and sent.key not in self._keys):
+            refused = refusals.unauthorized(Family.V1 if azure else Family.OPENAI)
+            return Response(refused.body, refused.status, media_type="application/json")
+        deployments = self._config.deployments.items()
+        names = sorted({config.model or name for name, config in deployments}) or list(_MODELS)
+        created = "created_at" if azure else "created"
+        models = [{"id": name, "object": "model", created: _CREATED_S, "owned_by": "system"} for name in names]
+        return Response(orjson.dumps({"object": "list", "data": models}), media_type="application/json")
+
+    async def _show_nothing(self, request: Request) -> Response:  # noqa: ARG002 - Starlette's
+        refused = refusals.not_found()
+        return Response(refused.body, refused.status, media_type="application/json")
+
+
+def _read_headers(headers: Iterable[tuple[bytes, bytes]]) -> _Sent:
+    key = None
+    client_request_id = None
+    own = 0
+    for name, value in headers:
+        if name == b"api-key":
+            key = value.decode("latin-1").strip()
+        elif name == b"authorization":
+            scheme, _, credential = value.decode("latin-1").partition(" ")
+            if scheme.lower() == "bearer":
+                key = key or credential.strip()
+        elif name not in _USUAL_HEADERS and not name.startswith(_SDK_HEADERS):
+            own += 1
+            if name == b"x-ms-client-request-id":
+                client_request_id = value
+    return _Sent(key=key, client_request_id=client_request_id, own_headers=own)
+
+
+def _parse(body: bytes) -> Mapping[str, Any]:
+    try:
+        values = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise refusals.bad_json() from None
+    if not isinstance(values, dict):
+        raise refusals.bad_json()
+    return values
+
+
+def _encoded(headers: Mapping[str, str]) -> Headers:
+    return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+
+
+def go_duration(seconds: float) -> bytes:
+    """Write a duration as Go does, as OpenAI's headers have it: 120ms, 1.5s, 6m0s."""
+    if seconds < 1:
+        return b"%dms" % math.ceil(seconds * 1000)
+    minutes, rest = divmod(round(seconds, 3), 60)
+    return (f"{int(minutes)}m{rest:g}s" if minutes else f"{rest:g}s").encode()

@@ -1,0 +1,59 @@
+"""Decides what goes wrong and how long an answer takes, by the seed, the request and how often it came before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from hashlib import blake2b
+from statistics import NormalDist
+
+from pipeline.simulator.config import FaultKind, FaultsConfig, LatencyConfig
+
+_NORMAL = NormalDist()
+
+
+def share(seed: int, purpose: str, digest: bytes, attempt: int) -> float:
+    """Give a number from 0 up to 1 that is evenly spread and the same for the same arguments."""
+    named = f"{seed}/{purpose}/{attempt}/".encode()
+    return int.from_bytes(blake2b(named + digest, digest_size=8).digest()) / 2**64
+
+
+class Faults:
+    """Counts how often each body came and says what befalls it."""
+
+    def __init__(self, config: FaultsConfig, *, seed: int) -> None:
+        self._seed = seed
+        self._attempts = config.attempts
+        self._headers = config.headers
+        self._steps: list[tuple[float, FaultKind | int]] = []
+        total = 0.0
+        for name, rate in config.rates.items():
+            total += rate
+            self._steps.append((total, int(name) if name.isdecimal() else FaultKind(name)))
+        self._seen: dict[bytes, int] = {}
+
+    def befalls(self, digest: bytes) -> FaultKind | int | None:
+        """Say what goes wrong with this sending of a body: a kind of fault, a status, or nothing."""
+        if not self._steps:
+            return None
+        attempt = self._seen.get(digest, 0) + 1
+        self._seen[digest] = attempt
+        if self._attempts is not None and attempt > self._attempts:
+            return None
+        drawn = share(self._seed, "fault", digest, attempt)
+        return next((fault for bound, fault in self._steps if drawn < bound), None)
+
+    def headers(self, status: int) -> Mapping[str, str]:
+        """Give the headers that go with an injected status: the configured ones, else a short wait with 429."""
+        if self._headers is not None:
+            return self._headers
+        return {"retry-after": "1", "retry-after-ms": "200"} if status == 429 else {}  # noqa: PLR2004 - a status
+
+
+def latency_s(config: LatencyConfig, *, seed: int, digest: bytes, output_tokens: int) -> tuple[float, float]:
+    """Give the seconds until the first byte, and the seconds that the output takes after it."""
+    median_s = config.median_ms / 1000
+    if config.sigma and median_s:
+        drawn = share(seed, "latency", digest, 0)
+        median_s *= math.exp(config.sigma * _NORMAL.inv_cdf(min(max(drawn, 1e-9), 1 - 1e-9)))
+    return median_s, config.per_output_token_ms * output_tokens / 1000
