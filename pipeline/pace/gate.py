@@ -1,0 +1,43 @@
+"""A gate that a refusal closes for a while, for everybody at once; time and chance are passed in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+FIRST_S = 1.0
+"""Seconds; the longest first pause where the service gives no hint."""
+CAP_S = 60.0
+"""Seconds; the longest pause that is ours, not the service's."""
+LEAST_JITTER_S = 0.05
+"""Seconds; a hint is lengthened by at most this or a tenth of it, whichever is more."""
+
+
+class Gate:
+    """Closed until a moment. Hints are floors; without one, pauses double from episode to episode.
+
+    An episode is a pause and every refusal of requests sent before it ended: a hundred requests in flight that
+    are refused together are one episode.
+    """
+
+    __slots__ = ("_episodes", "until")
+
+    def __init__(self) -> None:
+        self.until = float("-inf")
+        self._episodes = 0
+
+    def pause(self, now: float, hint_s: float | None, *, sent_at: float, random: Callable[[], float]) -> None:
+        """Close until `now + hint_s` plus a little, or by full jitter over 1, 2, 4 ... 60 s where there is no hint.
+
+        Never opens earlier than it would have. `sent_at` is when the refused request left.
+        """
+        if hint_s is not None:
+            jitter_s = random() * max(LEAST_JITTER_S, hint_s / 10)
+            self.until = max(self.until, now + hint_s + jitter_s)
+        elif sent_at >= self.until:
+            self.until = now + random() * min(CAP_S, FIRST_S * 2.0 ** min(self._episodes, 16))
+            self._episodes += 1
+
+    def answered(self, sent_at: float) -> None:
+        """Note an answer to a request that left at `sent_at`; one sent after the pause ends the series of episodes."""
+        if self._episodes and sent_at >= self.until:
+            self._episodes = 0

@@ -1,0 +1,1 @@
+"""The far side: addresses, credentials, the wire, and what its answers mean."""

@@ -1,0 +1,430 @@
+"""Sends one request and reads its whole reply; the only module that speaks HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import ipaddress
+import re
+import socket
+import ssl
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Self, TypeAlias
+from urllib.parse import unquote, urlsplit
+
+import anyio
+import httpx
+
+from pipeline.clock import Clock
+from pipeline.errors import RefusedError
+from pipeline.model import NoReply, NoReplyKind, Reply
+from pipeline.service.address import is_loopback
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    import pyreqwest.client
+    import pyreqwest.http
+
+Transport: TypeAlias = httpx.AsyncBaseTransport
+"""What a wire sends over: any httpx transport."""
+REPLY_CAP_BYTES = 64 << 20
+"""Bytes of a reply's body, counted after decompression."""
+CONNECT_S = 10.0
+"""Seconds for name, connection and TLS together."""
+UNACKNOWLEDGED_S = 30
+"""Seconds that sent bytes may stay unacknowledged before the connection is given up."""
+BACKSTOP_S = 0.5
+"""Seconds past its deadline at which an attempt is abandoned although its transport did not end it."""
+DEADLINE = "deadline_s"
+"""The request extension under which a transport finds the attempt's whole time, in seconds."""
+
+_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
+_UNKNOWN_HOST = ("name or service not known", "nodename nor servname", "no address associated", "no record found")
+_TLS = (
+    "certificate",
+    "received fatal alert",
+    "alert_",
+    "wrong_version_number",
+    "unsupported_protocol",
+    "corrupt message",
+)
+_DEEPEST_CAUSE = 8
+_SOCKET_OPTIONS = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + (
+    [(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_S * 1000)] if sys.platform == "linux" else []
+)
+
+_MESSAGES = {
+    NoReplyKind.CONNECT: "The connection could not be made.",
+    NoReplyKind.UNKNOWN_HOST: "The endpoint's host name does not exist; check the endpoint.",
+    NoReplyKind.TLS: (
+        "The endpoint's TLS certificate or protocol did not verify; name the issuer's certificates in ca_bundle if it "
+        "is a private one."
+    ),
+    NoReplyKind.READ: "The connection failed before the whole reply had come.",
+    NoReplyKind.TIMEOUT: "The whole reply had not come within the attempt's time.",
+    NoReplyKind.TOO_LARGE: "The reply is larger than 64 MB.",
+}
+_REASONS = (
+    ("connection refused", "The connection was refused."),
+    ("connection reset", "The connection was reset."),
+    ("broken pipe", "The connection was closed while the request was being sent."),
+    (
+        "too many open files",
+        "No more files or connections may be opened; raise the limit (ulimit -n) or lower `workers`.",
+    ),
+    ("temporary failure in name resolution", "The host's name could not be looked up for now."),
+    ("network is unreachable", "The network is unreachable."),
+    ("no route to host", "There is no route to the host."),
+    ("proxy authorization required", "The proxy asks for a user name and password."),
+    ("expired", "The endpoint's TLS certificate has expired."),
+    ("notvalidforname", "The endpoint's TLS certificate is for another name."),
+    ("hostname mismatch", "The endpoint's TLS certificate is for another name."),
+)
+"""What exceptions of every transport say, and what is said of it here."""
+
+
+class Wire:
+    """Sends attempts to one deployment's host, over any httpx transport; closed by `aclose` or as a context manager.
+
+    TLS is always verified, redirects are never followed, and nothing that it says holds a URL, a header or a body.
+    """
+
+    __slots__ = ("_clock", "_keeps_deadline", "_owned", "_transport")
+
+    def __init__(self, transport: Transport, *, clock: Clock, owned: bool = True) -> None:
+        self._transport = transport
+        self._clock = clock
+        self._owned = owned
+        # A cancel scope costs as much as a third of the whole attempt; who ends attempts by himself needs none.
+        self._keeps_deadline = isinstance(transport, PyreqwestTransport)
+
+    async def send(self, url: str, headers: Mapping[str, str], body: bytes, *, timeout_s: float) -> Reply | NoReply:
+        """Make exactly one attempt, which ends within `timeout_s` (plus half a second), connect to last byte."""
+        parsed, host = _url(url)
+        request = httpx.Request(
+            "POST",
+            parsed,
+            headers=[("host", host), *headers.items(), ("content-length", str(len(body)))],
+            stream=Whole(body),
+            extensions={DEADLINE: timeout_s, "timeout": _timeouts(timeout_s)},
+        )
+        began = self._clock.now()
+        words = ""
+        try:
+            if self._keeps_deadline:
+                reply = await self._exchange(request, began)
+            else:
+                with anyio.fail_after(timeout_s + BACKSTOP_S):
+                    reply = await self._exchange(request, began)
+        except Exception as error:
+            kind = kind_of(error)
+            if kind is None:
+                raise
+            words = _words(error)
+        else:
+            if reply is not None:
+                return reply
+            kind = NoReplyKind.TOO_LARGE
+        message = next((reason for said, reason in _REASONS if said in words), _MESSAGES[kind])
+        return NoReply(kind=kind, message=message, latency_ms=(self._clock.now() - began) * 1000)
+
+    async def _exchange(self, request: httpx.Request, began: float) -> Reply | None:
+        """Send, and read the whole reply; None when it passes the cap."""
+        response = await self._transport.handle_async_request(request)
+        try:
+            content = await _read(response)
+        finally:
+            await response.aclose()
+        if content is None:
+            return None
+        return Reply(
+            status=response.status_code,
+            headers=_lowered(response),
+            body=content,
+            latency_ms=(self._clock.now() - began) * 1000,
+        )
+
+    async def aclose(self) -> None:
+        """Close every connection of a transport that is this wire's own."""
+        if self._owned:
+            await self._transport.aclose()
+
+    async def __aenter__(self) -> Self:
+        """Return the wire itself."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close every connection."""
+        await self.aclose()
+
+
+class Whole(httpx.ByteStream):
+    """A body that is all there already, to be had without iterating."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self.content = content
+
+
+class PyreqwestTransport(httpx.AsyncBaseTransport):
+    """A lean bridge from httpx's types to pyreqwest: body and reply are whole, and its own clock ends an attempt.
+
+    pyreqwest does not drop a request whose Python task is cancelled; only its own timeout frees the connection.
+    """
+
+    def __init__(self, *, connections: int, proxy: str | None, certificates: bytes) -> None:
+        from pyreqwest.client import ClientBuilder  # noqa: PLC0415 - not for `pipeline --help` to pay
+        from pyreqwest.proxy import ProxyBuilder  # noqa: PLC0415
+
+        builder = (
+            ClientBuilder()
+            .follow_redirects(enable=False)
+            .referer(enable=False)
+            .no_proxy()
+            .min_tls_version("TLSv1.2")
+            .connect_timeout(timedelta(seconds=CONNECT_S))
+            .tcp_keepalive(timedelta(seconds=30))
+            .tcp_user_timeout(timedelta(seconds=UNACKNOWLEDGED_S))
+            .pool_max_idle_per_host(connections)
+            .pool_idle_timeout(timedelta(seconds=60))
+            .brotli(enable=False)
+            .zstd(enable=False)
+        )
+        if proxy is not None:
+            parts = urlsplit(proxy)
+            through = ProxyBuilder.all(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}")
+            if parts.username is not None:
+                through = through.basic_auth(unquote(parts.username), unquote(parts.password or ""))
+            builder = builder.proxy(through)
+        for certificate in _PEM.findall(certificates):
+            builder = builder.add_root_certificate_pem(certificate)
+        self._client: pyreqwest.client.Client = builder.build()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send, and read the whole reply, at most one byte past the cap."""
+        sending = self._client.request(request.method, str(request.url)).headers(
+            [(name.decode("ascii"), value.decode("ascii")) for name, value in request.headers.raw if name != b"host"]
+        )
+        body = request.stream.content if isinstance(request.stream, Whole) else await request.aread()
+        sending = sending.body_bytes(body)
+        if DEADLINE in request.extensions:
+            sending = sending.timeout(timedelta(seconds=request.extensions[DEADLINE]))
+        async with sending.build_streamed() as reply:
+            content = await reply.body_reader.read(REPLY_CAP_BYTES + 1)
+            stream = Whole(b"" if content is None else bytes(content))
+            return httpx.Response(reply.status, headers=_readable(reply.headers), stream=stream)
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._client.close()
+
+
+class HttpxTransport(httpx.AsyncBaseTransport):
+    """httpx's own transport, one for every request in flight, because its pool's cost grows with what it holds.
+
+    It stands in where pyreqwest does not install.
+    """
+
+    def __init__(self, *, proxy: str | None, certificates: bytes) -> None:
+        self._context = ssl.create_default_context()
+        self._context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if certificates:
+            self._context.load_verify_locations(cadata=certificates.decode("ascii", "replace"))
+        self._proxy = proxy
+        self._idle: list[httpx.AsyncHTTPTransport] = []
+        self._all: list[httpx.AsyncHTTPTransport] = []
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send by an idle transport, or a new one; closing the response gives it back."""
+        transport = self._idle.pop() if self._idle else self._new()
+        try:
+            response = await transport.handle_async_request(request)
+        except BaseException:
+            self._idle.append(transport)
+            raise
+        assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - an async transport gives nothing else
+        stream = _Borrowed(response.stream, lambda: self._idle.append(transport))
+        return httpx.Response(response.status_code, headers=response.headers.raw, stream=stream)
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        for transport in self._all:
+            await transport.aclose()
+
+    def _new(self) -> httpx.AsyncHTTPTransport:
+        transport = httpx.AsyncHTTPTransport(
+            verify=self._context, proxy=self._proxy, trust_env=False, socket_options=_SOCKET_OPTIONS
+        )
+        self._all.append(transport)
+        return transport
+
+
+class _Borrowed(httpx.AsyncByteStream):
+    """A reply's stream that says when it was closed."""
+
+    def __init__(self, stream: httpx.AsyncByteStream, closed: Callable[[], None]) -> None:
+        self._stream = stream
+        self._closed = closed
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._stream:
+            yield chunk
+
+    async def aclose(self) -> None:
+        try:
+            await self._stream.aclose()
+        finally:
+            self._closed()
+
+
+def default_transport(
+    base: str, *, connections: int, ca_bundle: Path | None, environ: Mapping[str, str]
+) -> httpx.AsyncBaseTransport:
+    """Return the fastest transport installed, for one host, with the environment's proxy and certificates.
+
+    `base` is an http(s) URL of the host. Raises RefusedError where a bundle cannot be read or a proxy not used.
+    """
+    certificates = _certificates(ca_bundle, environ)
+    proxy = proxy_for(base, environ)
+    try:
+        try:
+            return PyreqwestTransport(connections=connections, proxy=proxy, certificates=certificates)
+        except ImportError:
+            return HttpxTransport(proxy=proxy, certificates=certificates)
+    except (ValueError, ssl.SSLError) as error:
+        # Neither library's words are passed on: they may quote the proxy's password.
+        what = "the proxy or the certificates" if proxy else "the certificates"
+        raise RefusedError(f"{what} named by ca_bundle, SSL_CERT_FILE or *_PROXY cannot be used; check them") from error
+
+
+def proxy_for(url: str, environ: Mapping[str, str]) -> str | None:
+    """Return the proxy that the usual variables (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY) give for a URL.
+
+    Lower case wins over upper case. None for a host that NO_PROXY names, and always for loopback.
+    """
+    parts = urlsplit(url)
+    host = (parts.hostname or "").lower()
+    if is_loopback(host):
+        return None
+    proxies = {name.lower()[: -len("_proxy")]: value for name, value in _variables(environ, "_proxy") if value}
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or _bypassed(host, parts.port, proxies.get("no", "")):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
+def kind_of(error: BaseException) -> NoReplyKind | None:
+    """Say why a transport gave no whole reply; None for an exception that is no transport's (a defect of ours)."""
+    words = _words(error)
+    match type(error).__module__.partition(".")[0], error:
+        case _, TimeoutError() | httpx.TimeoutException():
+            return NoReplyKind.TIMEOUT
+        case "pyreqwest", _:
+            connecting = "client error (connect)" in words
+        case _, httpx.ConnectError() | httpx.ProxyError():
+            connecting = True
+        case _, httpx.RequestError() | httpx.HTTPStatusError() | OSError() | anyio.BrokenResourceError():
+            connecting = False
+        case _:
+            return None
+    if not connecting:
+        return NoReplyKind.READ
+    if any(said in words for said in _UNKNOWN_HOST):
+        return NoReplyKind.UNKNOWN_HOST
+    return NoReplyKind.TLS if any(said in words for said in _TLS) else NoReplyKind.CONNECT
+
+
+def _words(error: BaseException) -> str:
+    """Everything that an exception and its causes say, in lower case; for looking into, never for showing."""
+    said: list[str] = []
+    seen: BaseException | None = error
+    while seen is not None and len(said) < _DEEPEST_CAUSE:
+        details = getattr(seen, "details", None)
+        said.append(f"{seen} {details}")
+        seen = seen.__cause__ or seen.__context__
+    return " ".join(said).lower()
+
+
+async def _read(response: httpx.Response) -> bytes | None:
+    """Read a body to its end; None when it passes the cap."""
+    if isinstance(response.stream, Whole) and "content-encoding" not in response.headers:
+        content = response.stream.content
+        return None if len(content) > REPLY_CAP_BYTES else content
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in response.aiter_bytes():
+        size += len(chunk)
+        if size > REPLY_CAP_BYTES:
+            return None
+        chunks.append(chunk)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _lowered(response: httpx.Response) -> dict[str, str]:
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers.raw}
+
+
+def _readable(headers: pyreqwest.http.HeaderMap) -> list[tuple[str, str]]:
+    """Return the headers as text, without those that are none."""
+    try:
+        return list(headers.items())
+    except ValueError:
+        readable = []
+        for name in headers:
+            with contextlib.suppress(ValueError):
+                readable.append((name, headers[name]))
+        return readable
+
+
+@functools.lru_cache(maxsize=256)
+def _url(url: str) -> tuple[httpx.URL, str]:
+    parsed = httpx.URL(url)
+    return parsed, parsed.netloc.decode("ascii")
+
+
+@functools.lru_cache(maxsize=16)
+def _timeouts(timeout_s: float) -> dict[str, float]:
+    """Return the limits as httpx's transport reads them; only the whole attempt ends a silence: models may think."""
+    return {"connect": min(CONNECT_S, timeout_s), "write": min(60.0, timeout_s), "read": timeout_s, "pool": timeout_s}
+
+
+def _certificates(ca_bundle: Path | None, environ: Mapping[str, str]) -> bytes:
+    named = ca_bundle or (Path(environ["SSL_CERT_FILE"]) if environ.get("SSL_CERT_FILE") else None)
+    if named is None:
+        return b""
+    try:
+        certificates = named.read_bytes()
+    except OSError as error:
+        raise RefusedError(f"the certificates in {named} cannot be read: {error.strerror}") from error
+    if not _PEM.search(certificates):
+        raise RefusedError(f"{named} holds no PEM certificate; ca_bundle names a file of them")
+    return certificates
+
+
+def _variables(environ: Mapping[str, str], suffix: str) -> list[tuple[str, str]]:
+    """Return the variables that end so in either case, lower case last, so that it wins."""
+    found = [(name, value) for name, value in environ.items() if name.lower().endswith(suffix)]
+    return sorted(found, key=lambda variable: variable[0].islower())
+
+
+def _bypassed(host: str, port: int | None, no_proxy: str) -> bool:
+    for entry in (part.strip().lower() for part in no_proxy.split(",")):
+        name, _, entry_port = entry.partition(":") if entry.count(":") == 1 else (entry, "", "")
+        name = name.removeprefix("*").removeprefix(".")
+        if entry == "*" or (name and (not entry_port or entry_port == str(port)) and _within(host, name)):
+            return True
+    return False
+
+
+def _within(host: str, name: str) -> bool:
+    if host == name or host.endswith(f".{name}"):
+        return True
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host) in ipaddress.ip_network(name, strict=False)
+    return False

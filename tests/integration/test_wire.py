@@ -1,0 +1,318 @@
+"""The default wires over real sockets: cuts, resets, drips, TLS, redirects, closing."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+import trustme
+
+from pipeline.clock import SystemClock
+from pipeline.model import NoReply, NoReplyKind, Reply
+from pipeline.service.wire import HttpxTransport, PyreqwestTransport, Wire
+
+pytestmark = pytest.mark.anyio
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+WIRES: dict[str, Callable[[bytes], httpx.AsyncBaseTransport]] = {
+    "pyreqwest": lambda certificates: PyreqwestTransport(connections=100, proxy=None, certificates=certificates),
+    "httpx": lambda certificates: HttpxTransport(proxy=None, certificates=certificates),
+}
+
+
+class Server:
+    """A socket that does what a handler says, and counts connections."""
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+        self.idle = asyncio.Event()
+        self.accepted = 0
+        self.open = 0
+        self.port = 0
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        self.open += 1
+        self.idle.clear()
+        try:
+            await self._handler(reader, writer)
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError, ssl.SSLError):
+            return
+        finally:
+            self.open -= 1
+            writer.close()
+            if not self.open:
+                self.idle.set()
+
+
+@asynccontextmanager
+async def serving(handler: Handler, context: ssl.SSLContext | None = None) -> AsyncIterator[Server]:
+    server = Server(handler)
+    listener = await asyncio.start_server(server, "127.0.0.1", 0, ssl=context)
+    server.port = listener.sockets[0].getsockname()[1]
+    async with listener:
+        yield server
+
+
+async def request(reader: asyncio.StreamReader) -> bytes:
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length"))
+    return head + await reader.readexactly(int(length.split(b":")[1]))
+
+
+def answering(raw: bytes, *, keep: bool = False) -> Handler:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await request(reader)
+            writer.write(raw)
+            await writer.drain()
+            if not keep:
+                return
+
+    return handle
+
+
+async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await request(reader)
+    writer.transport.abort()
+
+
+async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while await reader.read(1000):
+        pass
+
+
+async def dripping(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await request(reader)
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n")
+    while True:
+        writer.write(b" ")
+        await writer.drain()
+        await asyncio.sleep(0.01)
+
+
+async def send(
+    transport: httpx.AsyncBaseTransport,
+    port: int,
+    *,
+    timeout_s: float = 5.0,
+    scheme: str = "http",
+    host: str = "127.0.0.1",
+) -> Reply | NoReply:
+    async with Wire(transport, clock=SystemClock()) as wire:
+        return await wire.send(
+            f"{scheme}://{host}:{port}/x?secret=1", {"api-key": "secret"}, b"{}", timeout_s=timeout_s
+        )
+
+
+HEADER = b"HTTP/1.1 200 OK\r\n"
+FAULTS: dict[str, tuple[Handler, NoReplyKind]] = {
+    "reset before the reply": (reset, NoReplyKind.READ),
+    "closed before the reply": (answering(b""), NoReplyKind.READ),
+    "cut within the header": (answering(HEADER + b"content-le"), NoReplyKind.READ),
+    "shorter than its length": (answering(HEADER + b"content-length: 20\r\n\r\n{}"), NoReplyKind.READ),
+    "cut within a chunk": (answering(HEADER + b"transfer-encoding: chunked\r\n\r\n5\r\nab"), NoReplyKind.READ),
+    "no last chunk": (answering(HEADER + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n"), NoReplyKind.READ),
+    "garbage": (answering(b"GARBAGE garbage\r\n\r\n"), NoReplyKind.READ),
+    "broken gzip": (answering(HEADER + b"content-encoding: gzip\r\ncontent-length: 5\r\n\r\nabcde"), NoReplyKind.READ),
+    "never answers": (silent, NoReplyKind.TIMEOUT),
+    "drips": (dripping, NoReplyKind.TIMEOUT),
+}
+
+
+@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_fault_is_no_reply_of_its_kind(wire: str, fault: str) -> None:
+    handler, kind = FAULTS[fault]
+    async with serving(handler) as server:
+        reply = await send(WIRES[wire](b""), server.port, timeout_s=0.2 if kind is NoReplyKind.TIMEOUT else 5.0)
+        assert isinstance(reply, NoReply)
+        assert reply.kind is kind
+        assert reply.latency_ms < 2000
+        assert "secret" not in repr(reply)
+
+
+@pytest.mark.parametrize("wire", WIRES)
+async def test_a_refused_connection_and_an_unknown_host_are_told_apart(wire: str) -> None:
+    refused = await send(WIRES[wire](b""), 1)
+    unknown = await send(WIRES[wire](b""), 1, host="no-such-host.invalid", scheme="https")
+    assert isinstance(refused, NoReply)
+    assert refused.kind is NoReplyKind.CONNECT
+    assert isinstance(unknown, NoReply)
+    # A box without any name server cannot know that a name does not exist.
+    assert unknown.kind in {NoReplyKind.UNKNOWN_HOST, NoReplyKind.CONNECT}
+
+
+@pytest.mark.parametrize("wire", WIRES)
+async def test_a_reply_of_megabytes_in_pieces_comes_whole(wire: str) -> None:
+    body = bytes(range(256)) * 20_000
+
+    async def pieces(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request(reader)
+        writer.write(HEADER + b"content-length: %d\r\n\r\n" % len(body))
+        for start in range(0, len(body), 100_003):
+            writer.write(body[start : start + 100_003])
+            await writer.drain()
+
+    async with serving(pieces) as server:
+        reply = await send(WIRES[wire](b""), server.port)
+    assert isinstance(reply, Reply)
+    assert reply.body == body
+
+
+@pytest.mark.parametrize("wire", WIRES)
+async def test_a_reply_with_an_unreadable_header_is_still_a_reply(wire: str) -> None:
+    raw = HEADER + b"x-odd: \xe9\xff\r\nRetry-After: 3\r\ncontent-length: 2\r\n\r\n{}"
+    async with serving(answering(raw)) as server:
+        reply = await send(WIRES[wire](b""), server.port)
+    assert isinstance(reply, Reply)
+    assert (reply.body, reply.headers["retry-after"]) == (b"{}", "3")
+
+
+@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_never_followed(wire: str, status: int) -> None:
+    async with serving(answering(OK)) as elsewhere:
+        location = f"http://127.0.0.1:{elsewhere.port}/".encode()
+        raw = b"HTTP/1.1 %d R\r\nlocation: %b\r\ncontent-length: 0\r\n\r\n" % (status, location)
+        async with serving(answering(raw)) as server:
+            reply = await send(WIRES[wire](b""), server.port)
+        assert isinstance(reply, Reply)
+        assert reply.status == status
+        assert elsewhere.accepted == 0
+
+
+@pytest.mark.parametrize("wire", WIRES)
+async def test_what_is_sent_is_a_fixed_set_of_headers(wire: str) -> None:
+    seen: list[bytes] = []
+
+    async def noting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await request(reader))
+        writer.write(OK)
+
+    async with serving(noting) as server:
+        await send(WIRES[wire](b""), server.port)
+    names = sorted(line.split(b":")[0].lower() for line in seen[0].split(b"\r\n\r\n")[0].split(b"\r\n")[1:])
+    allowed = {b"accept", b"accept-encoding", b"api-key", b"content-length", b"host", b"user-agent"}
+    assert {b"api-key", b"content-length", b"host"} <= set(names) <= allowed
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("wire", WIRES)
+async def test_a_hundred_in_flight_share_a_hundred_connections(wire: str) -> None:
+    async with serving(answering(OK, keep=True)) as server, Wire(WIRES[wire](b""), clock=SystemClock()) as sender:
+        url = f"http://127.0.0.1:{server.port}/x"
+        for _ in range(3):
+            replies = await asyncio.gather(*(sender.send(url, {}, b"{}", timeout_s=10) for _ in range(100)))
+            assert all(isinstance(reply, Reply) for reply in replies)
+        assert server.accepted <= 100
+
+
+@pytest.mark.parametrize("wire", WIRES)
+async def test_a_storm_of_deadlines_leaves_no_connection_behind(wire: str) -> None:
+    async with serving(silent) as server, Wire(WIRES[wire](b""), clock=SystemClock()) as sender:
+        url = f"http://127.0.0.1:{server.port}/x"
+        for _ in range(5):
+            replies = await asyncio.gather(*(sender.send(url, {}, b"{}", timeout_s=0.05) for _ in range(40)))
+            assert all(isinstance(reply, NoReply) and reply.kind is NoReplyKind.TIMEOUT for reply in replies)
+        async with asyncio.timeout(5):
+            await server.idle.wait()
+
+
+@pytest.mark.parametrize("wire", WIRES)
+async def test_a_connection_that_the_server_closed_while_idle_is_no_failure(wire: str) -> None:
+    async with serving(answering(OK)) as server, Wire(WIRES[wire](b""), clock=SystemClock()) as sender:
+        for _ in range(20):
+            reply = await sender.send(f"http://127.0.0.1:{server.port}/x", {}, b"{}", timeout_s=5)
+            assert isinstance(reply, Reply)
+            async with asyncio.timeout(5):
+                await server.idle.wait()
+
+
+def contexts(tmp_path: Path) -> tuple[trustme.CA, Path]:
+    authority = trustme.CA()
+    bundle = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(bundle))
+    return authority, bundle
+
+
+def tls(authority: trustme.CA, name: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(name).configure_cert(context)
+    return context
+
+
+@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize(
+    ("name", "issuer", "works"),
+    [("127.0.0.1", "trusted", True), ("127.0.0.1", "unknown", False), ("other.example", "trusted", False)],
+)
+async def test_tls_is_verified_against_name_and_issuer(
+    wire: str,
+    tmp_path: Path,
+    name: str,
+    issuer: str,
+    works: bool,  # noqa: FBT001 - a column of the table
+) -> None:
+    authority, bundle = contexts(tmp_path)
+    certificates = bundle.read_bytes() if issuer == "trusted" else b""
+    async with serving(answering(OK), tls(authority, name)) as server:
+        reply = await send(WIRES[wire](certificates), server.port, scheme="https")
+    if works:
+        assert isinstance(reply, Reply)
+    else:
+        assert isinstance(reply, NoReply)
+        assert reply.kind is NoReplyKind.TLS
+
+
+@pytest.mark.parametrize("wire", WIRES)
+async def test_an_old_tls_or_no_tls_at_all_is_never_spoken(wire: str, tmp_path: Path) -> None:
+    authority, bundle = contexts(tmp_path)
+
+    async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(5)
+        writer.write(OK)
+        await writer.drain()
+
+    async with serving(plain) as server:
+        reply = await send(WIRES[wire](bundle.read_bytes()), server.port, scheme="https")
+    assert isinstance(reply, NoReply)
+    assert reply.kind in {NoReplyKind.TLS, NoReplyKind.CONNECT}
+    old = tls(authority, "127.0.0.1")
+    old.set_ciphers("ALL:@SECLEVEL=0")
+    old.options &= ~ssl.OP_NO_TLSv1_1
+    old.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
+        old.maximum_version = ssl.TLSVersion.TLSv1_1
+    async with serving(answering(OK), old) as server:
+        reply = await send(WIRES[wire](bundle.read_bytes()), server.port, scheme="https")
+    assert isinstance(reply, NoReply)
+    assert reply.kind in {NoReplyKind.TLS, NoReplyKind.CONNECT}
+
+
+@pytest.mark.parametrize("wire", ["pyreqwest", "httpx"])
+async def test_a_proxy_is_asked_for_a_tunnel_and_never_sees_the_key(wire: str) -> None:
+    seen: list[bytes] = []
+
+    async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n")
+
+    async with serving(proxy) as server:
+        address = f"http://user:pass%40word@127.0.0.1:{server.port}"
+        transport: httpx.AsyncBaseTransport
+        if wire == "pyreqwest":
+            transport = PyreqwestTransport(connections=1, proxy=address, certificates=b"")
+        else:
+            transport = HttpxTransport(proxy=address, certificates=b"")
+        reply = await send(transport, 443, scheme="https", host="res.example")
+    assert isinstance(reply, NoReply)
+    assert reply.kind is NoReplyKind.CONNECT
+    assert seen[0].startswith(b"CONNECT res.example:443 ")
+    assert b"dXNlcjpwYXNzQHdvcmQ=" in seen[0]
+    assert b"secret" not in seen[0]
