@@ -30,12 +30,16 @@ class ErrorType(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorInfo:
-    """Why a row failed, as its `error` column says it. `http_status` is None when nothing was answered."""
+    """Why a row failed, as its `error` column says it. `http_status` is None when nothing was answered.
+
+    `param` is the field of the request that the service names, if it names one; it is not kept in the column.
+    """
 
     type: ErrorType
     code: str
     message: str
     http_status: int | None = None
+    param: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

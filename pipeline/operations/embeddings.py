@@ -176,8 +176,9 @@ class EmbeddingsOperation:
         return vectors
 
     def blame(self, items: Sequence[Item], error: ErrorInfo) -> int | None:
-        """Find the input that the service's message names; None when it names none or several."""
-        named = {int(match[1] or match[2]) for match in _NAMED_INPUT.finditer(error.message)}
+        """Find the input that the service's `param`, else its message, names; None when it names none or several."""
+        text = error.param if error.param and _NAMED_INPUT.search(error.param) else error.message
+        named = {int(match[1] or match[2]) for match in _NAMED_INPUT.finditer(text)}
         if len(named) != 1:
             return None
         (place,) = named

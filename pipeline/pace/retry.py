@@ -24,6 +24,11 @@ BASE_S = 0.5
 """Seconds; the first back-off is drawn from 0 to this."""
 CAP_S = 30.0
 """Seconds; the longest back-off of a transient fault."""
+LEAST_S = 0.05
+"""Seconds; the shortest back-off: chance may draw next to nothing."""
+GROWTH = 1.25
+"""A back-off is at least so many times as long as the wait before the attempt that just failed: full jitter alone may
+draw a shorter wait after a longer one, and a service that was given ten seconds and still fails needs more, not less."""
 CAPACITY_CAP_S = 60.0
 """Seconds; the longest back-off of a row that met a lack of capacity."""
 BAD_REPLIES = 3
@@ -42,12 +47,16 @@ class RetryRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """How often one request has met what. `backoff` is the exponent of the next back-off; a hint resets it."""
+    """How often one request has met what. `backoff` is the exponent of the next back-off; a hint resets it.
+
+    `waited_s` is how long the request had waited, for whatever reason, before its last attempt.
+    """
 
     transient: int = 0
     bad_replies: int = 0
     capacity: int = 0
     backoff: int = 0
+    waited_s: float = 0.0
 
     def after(self, verdict: Verdict) -> History:
         """Return the history with one more verdict in it."""
@@ -131,6 +140,12 @@ def full_jitter(exponent: int, random: Callable[[], float], *, cap_s: float = CA
     return random() * min(cap_s, BASE_S * 2.0 ** min(exponent, 16))
 
 
+def _back_off(history: History, random: Callable[[], float]) -> float:
+    """Full jitter, but longer than the wait before, up to the cap."""
+    wait_s = full_jitter(max(0, history.backoff - 1), random)
+    return min(CAP_S, max(wait_s, LEAST_S, GROWTH * history.waited_s))
+
+
 def decide(  # noqa: C901, PLR0911, PLR0912 - the table of verdicts, a case each
     verdict: Verdict, history: History, rules: RetryRules, *, random: Callable[[], float]
 ) -> Decision:
@@ -146,12 +161,13 @@ def decide(  # noqa: C901, PLR0911, PLR0912 - the table of verdicts, a case each
                 return Fail(error=error)
             if hint_s is not None and hint_s > rules.max_pause_s:
                 return TooLong(hint_s=hint_s, error=error)
-            wait_s = full_jitter(max(0, history.backoff - 1), random)
-            return Retry(after_s=wait_s if hint_s is None else hint_s + wait_s / 10)
+            if hint_s is not None:
+                return Retry(after_s=hint_s + full_jitter(0, random) / 10)
+            return Retry(after_s=_back_off(history, random))
         case BadReply(error=error):
             if history.bad_replies >= min(BAD_REPLIES, rules.max_attempts):
                 return Fail(error=error)
-            return Retry(after_s=full_jitter(max(0, history.backoff - 1), random))
+            return Retry(after_s=_back_off(history, random))
         case Throttled(error=error, hint_s=hint_s, kind=kind):
             if hint_s is not None and hint_s > rules.max_pause_s:
                 return TooLong(hint_s=hint_s, error=error)

@@ -109,7 +109,7 @@ def error_info(reply: Reply) -> ErrorInfo:
     name; the message is cut to 500 characters with control characters escaped.
     """
     status = reply.status
-    code, message = _read_body(reply.body)
+    code, message, param = _read_body(reply.body)
     name = _NAMES.get(status) or ("redirected" if 300 <= status < 400 else f"http_{status}")  # noqa: PLR2004 - RFC 9110
     if not message:
         message = f"The service answered with status {status} and said nothing more."
@@ -118,6 +118,7 @@ def error_info(reply: Reply) -> ErrorInfo:
         code=code or name,
         message=message,
         http_status=status,
+        param=param or None,
     )
 
 
@@ -185,10 +186,10 @@ def _by_order(reply: Reply, error: ErrorInfo) -> Verdict:
     return RowRefused(error=error)
 
 
-def _read_body(body: bytes) -> tuple[str, str]:
-    """Return the code and the message that a body holds, each empty where it holds none."""
+def _read_body(body: bytes) -> tuple[str, str, str]:
+    """Return the code, the message and the field that a body names, each empty where it names none."""
     if not body.strip():
-        return "", ""
+        return "", "", ""
     parsed: Any = None
     if len(body) <= PARSED_BYTES:
         try:
@@ -199,29 +200,30 @@ def _read_body(body: bytes) -> tuple[str, str]:
         case {"error": dict(error)} | [{"error": dict(error)}, *_]:
             return _read_object(error)
         case {"error": str(message), **others}:
-            return _code(others.get("code")), plain(message)
+            return _code(others.get("code")), plain(message), ""
         case dict(error) | [dict(error), *_]:
             return _read_object(error)
         case str():
-            return "", plain(parsed)
+            return "", plain(parsed), ""
         case _:
             text = body[: 16 * MESSAGE_CHARS].decode("utf-8", "replace")
             if text.lstrip().startswith("<"):
                 text = _BLANKS.sub(" ", _TAGS.sub(" ", text)).strip()
-            return "", plain(text)
+            return "", plain(text), ""
 
 
-def _read_object(error: dict[str, Any]) -> tuple[str, str]:
+def _read_object(error: dict[str, Any]) -> tuple[str, str, str]:
     inner = next((found for name in _INNER_NAMES if isinstance(found := error.get(name), dict)), {})
     code = _code(error.get("code")) or _code(error.get("type")) or _code(inner.get("code"))
     for found in (code, _code(inner.get("code"))):
         if found.replace("_", "").lower() in _FILTER_CODES:
             code = "content_filter"
+    param = _code(error.get("param"))
     for name in ("message", "detail", "error_description", "title"):
         said = error.get(name)
         if said:
-            return code, plain(said if isinstance(said, str) else orjson.dumps(said).decode())
-    return code, ""
+            return code, plain(said if isinstance(said, str) else orjson.dumps(said).decode()), param
+    return code, "", param
 
 
 def _code(value: Any) -> str:

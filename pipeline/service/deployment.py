@@ -64,7 +64,8 @@ class _Waiter:
 class Deployment:
     """A place to send to, with its quota. Used from one event loop.
 
-    Leave is granted strictly in the order of asking. `in_flight` counts attempts under way.
+    Leave is granted strictly in the order of asking, but requests that were sent before go ahead of those that were not:
+    they have waited already. `in_flight` counts attempts under way.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Deployment:
         self._random = random
         self._urls: dict[str, str] = {}
         self._waiting: deque[_Waiter] = deque()
+        self._again: deque[_Waiter] = deque()
         self._waiting_tokens = 0
         self._timer: Timer | None = None
         self._woken_at = float("-inf")
@@ -110,7 +112,7 @@ class Deployment:
 
     def try_leave(self, tokens: int) -> bool:
         """Take leave for one request of `tokens` if it may go at once and nobody waits."""
-        if self._waiting or self.closed:
+        if self._waiting or self._again or self.closed:
             return False
         now = self._clock.now()
         if self._admission.ready_at(now, tokens) > now:
@@ -118,8 +120,8 @@ class Deployment:
         self._grant(now, tokens)
         return True
 
-    async def leave(self, tokens: int) -> bool:
-        """Wait for leave for one request of `tokens`, behind those who asked before.
+    async def leave(self, tokens: int, *, again: bool = False) -> bool:
+        """Wait for leave for one request of `tokens`, behind those who asked before; `again`: it was sent before.
 
         False when the deployment was set aside meanwhile. A wait that is cancelled uses nothing up.
         """
@@ -128,9 +130,10 @@ class Deployment:
         if self.closed:
             return False
         waiter = _Waiter(tokens, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiter)
+        line = self._again if again else self._waiting
+        line.append(waiter)
         self._waiting_tokens += tokens
-        if len(self._waiting) == 1:
+        if len(line) == 1:
             self._rearm(self._clock.now())
         try:
             return await waiter.granted
@@ -143,10 +146,10 @@ class Deployment:
     def ready_at(self, now: float, tokens: int) -> float:
         """Estimate when a request of `tokens` that asked now would have leave."""
         at = self._admission.ready_at(now, tokens)
-        if self._waiting:
+        if self._waiting or self._again:
             per_request = 60 / self._admission.requests_per_minute if self._admission.requests_per_minute else 0.0
             per_token = 60 / self._admission.tokens_per_minute if self._admission.tokens_per_minute else 0.0
-            at += max(len(self._waiting) * per_request, self._waiting_tokens * per_token)
+            at += max((len(self._waiting) + len(self._again)) * per_request, self._waiting_tokens * per_token)
         return at
 
     async def send(self, call: Call) -> Exchange:
@@ -205,10 +208,11 @@ class Deployment:
     def close(self) -> None:
         """Grant nothing more; those who wait are told so."""
         self.closed = True
-        while self._waiting:
-            waiter = self._waiting.popleft()
+        for waiter in (*self._again, *self._waiting):
             if not waiter.granted.done():
                 waiter.granted.set_result(False)
+        self._again.clear()
+        self._waiting.clear()
         self._waiting_tokens = 0
 
     async def aclose(self) -> None:
@@ -260,24 +264,24 @@ class Deployment:
             self._first_at = now
 
     def _rearm(self, now: float) -> None:
-        if self._timer is not None or not self._waiting:
+        line = self._again or self._waiting
+        if self._timer is not None or not line:
             return
-        at = self._admission.ready_at(now, self._waiting[0].tokens)
+        at = self._admission.ready_at(now, line[0].tokens)
         self._timer = self._clock.call_at(max(at, self._woken_at + TICK_S), self._wake)
 
     def _wake(self) -> None:
         self._timer = None
         now = self._woken_at = self._clock.now()
-        waiting = self._waiting
-        while waiting:
-            waiter = waiting[0]
+        while line := self._again or self._waiting:
+            waiter = line[0]
             if not waiter.granted.done():
                 if self._admission.ready_at(now, waiter.tokens) > now:
                     break
                 self._grant(now, waiter.tokens)
                 waiter.granted.set_result(True)
             self._waiting_tokens -= waiter.tokens
-            waiting.popleft()
+            line.popleft()
         self._rearm(now)
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from pipeline.model import ErrorInfo, ErrorType
 from pipeline.pace.retry import (
+    CAP_S,
+    LEAST_S,
     Decision,
     Done,
     Fail,
@@ -85,6 +87,17 @@ def test_back_off_is_full_jitter_doubling_from_half_a_second() -> None:
     assert waits == [0.5, 1, 2, 4, 8, 16, 30]
     assert [full_jitter(n, lambda: 0.0) for n in range(9)] == [0.0] * 9
     assert full_jitter(10**6, lambda: 0.5) == 15.0
+
+
+@pytest.mark.parametrize("verdict", [Transient(error=ERROR), BadReply(error=ERROR)])
+@pytest.mark.parametrize(("waited_s", "chance", "expected_s"), [
+    (0.0, 0.0, LEAST_S), (0.0, 1.0, 0.5), (4.0, 0.0, 5.0), (4.0, 1.0, 5.0), (25.0, 1.0, CAP_S), (600.0, 0.0, CAP_S),
+])  # fmt: skip
+def test_a_back_off_is_longer_than_the_wait_that_was_in_vain(
+    verdict: Transient | BadReply, waited_s: float, chance: float, expected_s: float
+) -> None:
+    history = History(waited_s=waited_s).after(verdict)
+    assert decide(verdict, history, RULES, random=lambda: chance) == Retry(after_s=expected_s)
 
 
 @pytest.mark.parametrize("max_attempts", [1, 2, 3, 8])

@@ -96,6 +96,21 @@ async def test_leave_is_granted_in_the_order_of_asking_at_the_rate() -> None:
     assert max(when - number / 100 for number, when in granted) < 0.12
 
 
+async def test_requests_that_were_sent_before_go_ahead_of_those_that_were_not() -> None:
+    clock = ManualClock()
+    one, _ = deployment(clock, requests_per_minute=600)
+    order: list[str] = []
+
+    async def ask(name: str, *, again: bool) -> None:
+        assert await one.leave(1, again=again)
+        order.append(name)
+
+    async with clock.autojump(), anyio.create_task_group() as group:
+        for name in ("at once", "new", "newer", "again", "again too"):
+            group.start_soon(lambda name: ask(name, again=name.startswith("again")), name)
+    assert order == ["at once", "again", "again too", "new", "newer"]
+
+
 async def test_a_large_request_is_not_overtaken_by_small_ones() -> None:
     clock = ManualClock()
     one, _ = deployment(clock, tokens_per_minute=6000)
