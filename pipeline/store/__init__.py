@@ -1,0 +1,1 @@
+"""What makes a run resumable: the journal, the spool, the parts."""

@@ -1,0 +1,118 @@
+"""How an outcome lies in the journal: one MessagePack payload for all rows of a request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ormsgpack
+
+from pipeline.model import Attempt, ErrorInfo, ErrorType, Outcome, RequestInfo, RowResult, Usage
+
+
+def encode_outcome(outcome: Outcome) -> bytes:
+    """Pack the rows and their request; the attempts are kept beside it."""
+    request = outcome.request
+    return ormsgpack.packb(
+        (
+            [getattr(request, name) for name in _REQUEST_FIELDS],
+            [_row(row) for row in outcome.rows],
+        )
+    )
+
+
+def decode_outcome(payload: bytes) -> Outcome:
+    """Unpack what `encode_outcome` packed, without the attempts."""
+    request, rows = ormsgpack.unpackb(payload)
+    return Outcome(
+        rows=tuple(_unrow(row) for row in rows),
+        request=RequestInfo(**dict(zip(_REQUEST_FIELDS, request, strict=True))),
+    )
+
+
+def _row(row: RowResult) -> tuple[Any, ...]:
+    usage = row.usage
+    error = row.error
+    return (
+        row.ordinal,
+        row.values,
+        None if error is None else (error.type.value, error.code, error.message, error.http_status),
+        None
+        if usage is None
+        else (
+            usage.input_tokens,
+            usage.output_tokens,
+            usage.total_tokens,
+            usage.cached_tokens,
+            usage.reasoning_tokens,
+            usage.seconds,
+            usage.characters,
+        ),
+        row.response,
+    )
+
+
+def _unrow(row: list[Any]) -> RowResult:
+    ordinal, values, error, usage, response = row
+    return RowResult(
+        ordinal=ordinal,
+        values=values,
+        error=None
+        if error is None
+        else ErrorInfo(type=ErrorType(error[0]), code=error[1], message=error[2], http_status=error[3]),
+        usage=None
+        if usage is None
+        else Usage(
+            input_tokens=usage[0],
+            output_tokens=usage[1],
+            total_tokens=usage[2],
+            cached_tokens=usage[3],
+            reasoning_tokens=usage[4],
+            seconds=usage[5],
+            characters=usage[6],
+        ),
+        response=response,
+    )
+
+
+_REQUEST_FIELDS = (
+    "attempts",
+    "deployment",
+    "model",
+    "variant",
+    "client_request_id",
+    "request_id",
+    "apim_request_id",
+    "region",
+    "latency_ms",
+    "finished_at",
+)
+
+_ATTEMPT_FIELDS = (
+    "ordinals",
+    "deployment",
+    "started_at",
+    "latency_ms",
+    "status",
+    "verdict",
+    "code",
+    "client_request_id",
+    "request_id",
+    "apim_request_id",
+    "region",
+    "estimated_tokens",
+    "input_tokens",
+    "output_tokens",
+    "retry_after_ms",
+)
+
+
+def encode_attempt(attempt: Attempt) -> bytes:
+    """Pack one attempt."""
+    return ormsgpack.packb([getattr(attempt, name) for name in _ATTEMPT_FIELDS])
+
+
+def decode_attempt(payload: bytes) -> Attempt:
+    """Unpack what `encode_attempt` packed."""
+    fields = dict(zip(_ATTEMPT_FIELDS, ormsgpack.unpackb(payload), strict=True))
+    fields["ordinals"] = tuple(fields["ordinals"])
+    return Attempt(**fields)

@@ -1,0 +1,93 @@
+"""SQLite, opened the one way that the store relies on. The only importer of sqlite3."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.errors import DamageError, StorageError
+
+Connection = sqlite3.Connection
+IntegrityError = sqlite3.IntegrityError
+
+
+def open_database(path: Path) -> Connection:
+    """Open or create for writing: WAL, synchronous=FULL, so that a returned commit survives a power loss.
+
+    The connection may be handed to another thread, as long as one at a time uses it. Its file is private (0600).
+    """
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    with database_errors(path.name):
+        return _connected(
+            path,
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "fullfsync=ON",
+            "checkpoint_fullfsync=ON",
+            "temp_store=MEMORY",
+            "cache_size=-8192",
+            "wal_autocheckpoint=4000",
+            "journal_size_limit=67108864",
+        )
+
+
+def open_reader(path: Path) -> Connection:
+    """Open an existing database for reading beside its writer. Raises FileNotFoundError where there is none."""
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    with database_errors(path.name):
+        return _connected(path, "query_only=ON", "cache_size=-4096")
+
+
+def _connected(path: Path, *settings: str) -> Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
+    try:
+        for setting in settings:
+            connection.execute(f"PRAGMA {setting}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@contextmanager
+def transaction(connection: Connection) -> Iterator[None]:
+    """All or nothing; rolled back when the block raises."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+@contextmanager
+def database_errors(name: str) -> Iterator[None]:
+    """Turn SQLite's errors into ours. IntegrityError passes: it means a defect, not a storage failure."""
+    try:
+        yield
+    except sqlite3.IntegrityError:
+        raise
+    except sqlite3.DatabaseError as error:
+        text = str(error)
+        if "malformed" in text or "not a database" in text:
+            raise DamageError(
+                f"{name} is damaged ({text}); the finished parts are not touched by this: "
+                "move the folder aside and run with --fresh, or restore the file from a copy"
+            ) from error
+        raise StorageError(
+            f"{name}: {text}; free some space or check the disk, then run the same command again: "
+            "what was committed is safe"
+        ) from error
+
+
+def integrity_problems(connection: Connection) -> list[str]:
+    """What SQLite's own check finds wrong; empty when nothing."""
+    with database_errors("journal"):
+        rows = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(20)")]
+    return [] if rows == ["ok"] else rows

@@ -1,0 +1,229 @@
+"""The output folder that a run owns: where everything lies, who holds it, how a range becomes a part."""
+
+from __future__ import annotations
+
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+
+from pipeline.errors import StorageError
+from pipeline.store.checksums import forget_checksums, write_checksums
+from pipeline.store.files import private_folder, refuse_link, remove_temporaries, storage
+from pipeline.store.journal import Journal, JournalReader, Part, Span
+from pipeline.store.lock import hold, is_held
+from pipeline.store.parts import part_name, write_attempts, write_part
+from pipeline.store.spool import SPOOL_SUFFIX, read_spool, spool_path, spooled_rows
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ATTEMPTS_A_FILE = 20_000
+_PART = re.compile(r"part-(\d{12,})-(\d{12,})\.parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The paths below an output folder."""
+
+    root: Path
+
+    @property
+    def private(self) -> Path:
+        """What is the run's own; dataset readers skip names that begin with an underscore."""
+        return self.root / "_pipeline"
+
+    @property
+    def journal(self) -> Path:
+        """The journal of shard 0."""
+        return self.private / "journal" / "00.sqlite"
+
+    @property
+    def ids(self) -> Path:
+        """Which ordinal holds which id."""
+        return self.private / "journal" / "ids.sqlite"
+
+    @property
+    def spool(self) -> Path:
+        """Carried columns of open ranges."""
+        return self.private / "spool"
+
+    @property
+    def attempts(self) -> Path:
+        """One row an HTTP attempt."""
+        return self.private / "attempts"
+
+    @property
+    def lock(self) -> Path:
+        """The kernel lock of the run that holds the folder."""
+        return self.private / "lock"
+
+    @property
+    def manifest(self) -> Path:
+        """The parts that count."""
+        return self.private / "manifest.json"
+
+    @property
+    def summary(self) -> Path:
+        """Replaced each second while a run goes on."""
+        return self.private / "summary.json"
+
+    @property
+    def log(self) -> Path:
+        """Every event of the run."""
+        return self.private / "log.jsonl"
+
+    def part(self, name: str) -> Path:
+        """A part's file."""
+        return self.root / name
+
+
+@contextmanager
+def hold_folder(root: Path, *, fresh: bool, now: datetime) -> Iterator[Layout]:
+    """Make the folder if need be, hold it, and clear away what a killed run left unfinished.
+
+    `fresh` moves an older run's folder aside first, to a name that ends with the time; it never deletes.
+    When the block ends without an error, checksums of the run's own files are left behind, so that `verify` finds any
+    bit that flips in them.
+    Raises FolderHeldError when another run holds it, StorageError when it is no folder of a run or cannot be written.
+    """
+    layout = Layout(root)
+    with storage(f"preparing {root}"):
+        refuse_link(layout.private)
+        if fresh and layout.private.is_dir():
+            with hold(layout.lock, started=now.isoformat()):
+                root.rename(root.with_name(f"{root.name}.{now:%Y%m%dT%H%M%S%f}"))
+        _claim(layout)
+    with hold(layout.lock, started=now.isoformat()):
+        with storage(f"preparing {root}"):
+            for folder in (layout.journal.parent, layout.spool, layout.attempts):
+                private_folder(folder)
+            remove_temporaries(root, layout.private, layout.attempts)
+            # A spool counts only as far as this invocation has read its rows again.
+            remove_temporaries(layout.spool, suffix=SPOOL_SUFFIX)
+        forget_checksums(layout.private)
+        yield layout
+        write_checksums(layout.private)
+
+
+def _claim(layout: Layout) -> None:
+    root = layout.root
+    if not layout.private.is_dir() and root.exists():
+        if not root.is_dir():
+            raise StorageError(f"{root} is a file; output.path must name a folder that the run may own")
+        if any(root.iterdir()):
+            raise StorageError(
+                f"{root} holds files that are not a run's; name an empty or new folder in output.path: the run owns it"
+            )
+    root.mkdir(parents=True, exist_ok=True)
+    mode = root.stat().st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise StorageError(f"{root} may be written by everybody; take that right away (chmod o-w), then run again")
+    private_folder(layout.private)
+
+
+def is_running(root: Path) -> bool:
+    """Whether a run holds the folder right now."""
+    return is_held(Layout(root).lock)
+
+
+def remove_strays(layout: Layout, reader: JournalReader) -> list[str]:
+    """Remove parts that were named but not recorded before a crash: their rows are still in the journal.
+
+    A file whose rows the journal does not have is left where it is.
+    """
+    known = {part.name for part in reader.parts()}
+    spans = reader.spans()
+    removed = []
+    for path in sorted(layout.root.glob("part-*.parquet")):
+        match = _PART.fullmatch(path.name)
+        if match is None or path.name in known:
+            continue
+        first, last = int(match[1]), int(match[2])
+        if any(span.first <= first and last <= span.last for span in spans):
+            with storage(f"removing {path.name}"):
+                path.unlink()
+            removed.append(path.name)
+    return removed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sealer:
+    """Turns finished ranges into parts. Its methods block: call them in a worker thread, one at a time."""
+
+    layout: Layout
+    schema: pa.Schema
+    carries: bool
+    compression: str
+
+    def part_of(self, span: Span, *, last: int, finish: str, digest: str) -> Part:
+        """Write and publish the part of `span.first` to `last`; the journal does not count it yet."""
+        name = part_name(span.first, last)
+        with JournalReader(self.layout.journal) as reader:
+            file = write_part(
+                self.layout.part(name),
+                first=span.first,
+                last=last,
+                schema=self.schema,
+                carried=read_spool(spool_path(self.layout.spool, span.first)) if self.carries else None,
+                results=reader.results(span.first, last),
+                compression=self.compression,
+            )
+        return Part(
+            first=span.first,
+            last=last,
+            name=name,
+            ok=file.ok,
+            failed=file.failed,
+            bytes=file.bytes,
+            sha256=file.sha256,
+            digest=digest,
+            generation=0,
+            start=span.start,
+            finish=finish,
+        )
+
+    def readable_to(self, span: Span) -> int:
+        """The ordinal after the last row of an open range that a part could hold now, as far as its cells go."""
+        if not self.carries:
+            return span.last + 1
+        return span.first + spooled_rows(spool_path(self.layout.spool, span.first))
+
+    def forget_spool(self, first: int) -> None:
+        """Remove the carried columns of a range that is sealed."""
+        with storage("removing a spool"):
+            spool_path(self.layout.spool, first).unlink(missing_ok=True)
+
+
+async def export_attempts(layout: Layout, journal: Journal, *, at_least: int) -> None:
+    """Move attempts from the journal to files, as long as it holds `at_least` so many.
+
+    A file is named by its attempts' numbers, so what a crash left written and not forgotten is not written again.
+    """
+    while True:
+        bounds = await anyio.to_thread.run_sync(_export_some, layout, at_least)
+        if bounds is None:
+            return
+        await journal.drop_attempts(*bounds)
+
+
+def _export_some(layout: Layout, at_least: int) -> tuple[int, int] | None:
+    """Write one file of attempts; returns the first and last number in it, None where there are too few."""
+    with JournalReader(layout.journal) as reader:
+        bounds = reader.attempt_bounds(limit=ATTEMPTS_A_FILE)
+        if bounds is None or bounds[1] - bounds[0] + 1 < at_least:
+            return None
+        first, last = bounds
+        # A crash may have left a file that the journal has not forgotten yet: it is written again, the same.
+        for left in layout.attempts.glob(f"attempts-{first:012d}-*.parquet"):
+            last = int(left.stem.rpartition("-")[2])
+        write_attempts(
+            layout.attempts / f"attempts-{first:012d}-{last:012d}.parquet", reader.attempt_chunks(first, last)
+        )
+    return first, last

@@ -1,0 +1,68 @@
+"""Which ordinal holds which id: a table on disk, so that ten million ids need no memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from pipeline.store.database import database_errors, open_database, transaction
+
+_HASH_BYTES = 16
+
+
+class IdTable:
+    """Ids seen so far, as 128-bit hashes. Claims are idempotent, so a resumed run may repeat them."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = open_database(path)
+        with database_errors(path.name):
+            # A lost claim is claimed again when its rows are read again, so only `sync` waits for the disk.
+            self._connection.execute("PRAGMA synchronous=NORMAL")
+            self._connection.execute(
+                "CREATE TABLE IF NOT EXISTS id (hash BLOB PRIMARY KEY, ordinal INTEGER NOT NULL) WITHOUT ROWID"
+            )
+
+    def claim(self, ids: Sequence[tuple[Any, int]]) -> dict[int, int]:
+        """Claim (id, ordinal) pairs, in order. Returns the ordinals that came too late, with the first holder's."""
+        hashed = [(_hash(value), ordinal) for value, ordinal in ids]
+        late: dict[int, int] = {}
+        with database_errors("ids.sqlite"), transaction(self._connection):
+            execute = self._connection.execute
+            for digest, ordinal in hashed:
+                if execute("INSERT OR IGNORE INTO id VALUES (?, ?)", (digest, ordinal)).rowcount:
+                    continue
+                holder: int = execute("SELECT ordinal FROM id WHERE hash = ?", (digest,)).fetchone()[0]
+                if holder != ordinal:
+                    late[ordinal] = holder
+        return late
+
+    def find(self, value: object) -> int | None:
+        """The ordinal that holds an id, None when nobody does."""
+        with database_errors("ids.sqlite"):
+            row = self._connection.execute("SELECT ordinal FROM id WHERE hash = ?", (_hash(value),)).fetchone()
+        return None if row is None else int(row[0])
+
+    def sync(self) -> None:
+        """Have every claim survive a power loss. Needed before a range becomes a part: it is not read again."""
+        with database_errors("ids.sqlite"):
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        """Use it in a with block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+
+def _hash(value: object) -> bytes:
+    """128 bits of an id; 1 and "1" are different ids."""
+    text = f"{type(value).__name__}:{value}"
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=_HASH_BYTES).digest()

@@ -1,0 +1,451 @@
+"""The truth of a run: which rows are done and not yet in a part, which ranges are sealed, what was spent.
+
+One writer thread owns the connection. Changes are queued and committed in groups: the thread takes whatever is
+queued, makes one transaction of it, and only then tells those who wait. There is no timer, so a lone change is
+committed at once and a crowd of them shares one flush.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+from pipeline.errors import DamageError, DefectError, PipelineError
+from pipeline.model import Attempt, Outcome, RequestInfo, RowResult
+from pipeline.store.codec import decode_attempt, decode_outcome, encode_attempt, encode_outcome
+from pipeline.store.database import (
+    Connection,
+    IntegrityError,
+    database_errors,
+    integrity_problems,
+    open_database,
+    open_reader,
+    transaction,
+)
+
+SCHEMA_VERSION = 1
+ATTEMPTS_A_CHUNK = 2_000
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS span (
+    first INTEGER PRIMARY KEY, last INTEGER NOT NULL, start TEXT NOT NULL,
+    read INTEGER NOT NULL DEFAULT 0, digest TEXT, finish TEXT
+);
+CREATE TABLE IF NOT EXISTS part (
+    first INTEGER PRIMARY KEY, last INTEGER NOT NULL, name TEXT NOT NULL, ok INTEGER NOT NULL, failed INTEGER NOT NULL,
+    bytes INTEGER NOT NULL, sha256 TEXT NOT NULL, digest TEXT NOT NULL, generation INTEGER NOT NULL,
+    start TEXT NOT NULL, finish TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS payload (id INTEGER PRIMARY KEY, blob BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS result (
+    ordinal INTEGER PRIMARY KEY, payload INTEGER NOT NULL, slot INTEGER NOT NULL, ok INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS attempt (id INTEGER PRIMARY KEY AUTOINCREMENT, blob BLOB NOT NULL);
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """An open range of ordinals. `last` is planned and shrinks where the input ends.
+
+    `start` and `finish` are the source's positions before and after its rows; `finish` is None until it was read to
+    its end. `digest` covers the first `read` rows.
+    """
+
+    first: int
+    last: int
+    start: str
+    read: int = 0
+    digest: str | None = None
+    finish: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A sealed range: the Parquet file that holds it. `digest` is of its input rows, `sha256` of its bytes."""
+
+    first: int
+    last: int
+    name: str
+    ok: int
+    failed: int
+    bytes: int
+    sha256: str
+    digest: str
+    generation: int
+    start: str
+    finish: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Totals:
+    """What the folder's life has come to, over all invocations. `sealed_*` are rows in parts."""
+
+    ok: int = 0
+    failed: int = 0
+    sealed_ok: int = 0
+    sealed_failed: int = 0
+    requests: int = 0
+    attempts: int = 0
+    throttled: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    total_tokens: int = 0
+    cached_tokens: int = 0
+    calls_on_refusals: int = 0
+
+
+@dataclass(slots=True)
+class _Change:
+    """One queued write, and who waits for it."""
+
+    apply: Callable[[Connection], None]
+    done: asyncio.Future[None] | None = field(default=None)
+
+
+class Journal:
+    """The journal of one shard, open for writing. Create it in the event loop that commits to it."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create. Raises DamageError when it is damaged or written by a newer version."""
+        self.path = path
+        self._connection = open_database(path)
+        try:
+            with database_errors(path.name):
+                self._check_version()
+                self._connection.executescript(_TABLES)
+                known = self._connection.execute("SELECT value FROM meta WHERE key = 'totals'").fetchone()
+                pending = self._connection.execute("SELECT coalesce(sum(length(blob)), 0) FROM payload").fetchone()
+        except BaseException:
+            self._connection.close()
+            raise
+        self.totals = Totals(**json.loads(known[0])) if known else Totals()
+        self.pending_bytes: int = pending[0]
+        self._loop = asyncio.get_running_loop()
+        self._queue: queue.SimpleQueue[_Change | None] = queue.SimpleQueue()
+        self._failure: PipelineError | None = None
+        self._thread = threading.Thread(target=self._write, name="journal", daemon=True)
+        self._thread.start()
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    async def commit(self, outcome: Outcome) -> None:
+        """Keep an outcome. When this returns, it survives kill -9 and power loss.
+
+        Raises StorageError when the disk refuses, DefectError when a row was already there.
+        """
+        await self._submit(lambda connection: self._keep(connection, outcome))
+
+    async def keep_attempts(self, attempts: tuple[Attempt, ...]) -> None:
+        """Keep attempts whose rows stay pending (a clean stop)."""
+        await self._submit(lambda connection: self._keep_attempts(connection, attempts))
+
+    async def note(self, key: str, value: object) -> None:
+        """Keep a fact of the run, as JSON."""
+        await self._submit(lambda connection: _put(connection, key, value))
+
+    def post_span(self, span: Span) -> None:
+        """Queue an open range, new or further read. Any thread; written before every later change."""
+        self._queue.put(
+            _Change(
+                lambda connection: _execute(
+                    connection,
+                    "INSERT INTO span (first, last, start, read, digest, finish) VALUES (?, ?, ?, ?, ?, ?) "
+                    "ON CONFLICT (first) DO UPDATE SET last = excluded.last, read = excluded.read, "
+                    "digest = excluded.digest, finish = excluded.finish",
+                    (span.first, span.last, span.start, span.read, span.digest, span.finish),
+                )
+            )
+        )
+
+    async def flush(self) -> None:
+        """Return when everything that was queued before is kept. Raises what `commit` raises."""
+        await self._submit(lambda _: None)
+
+    async def seal(self, part: Part, *, rest: Span | None) -> None:
+        """Record a part and forget its rows. `rest` is what remains of its range after a short head."""
+        await self._submit(lambda connection: self._seal(connection, part, rest))
+
+    async def drop_attempts(self, first_id: int, last_id: int) -> None:
+        """Forget attempts that a file now holds."""
+        await self._submit(
+            lambda connection: _execute(connection, "DELETE FROM attempt WHERE id BETWEEN ? AND ?", (first_id, last_id))
+        )
+
+    async def close(self) -> None:
+        """Write what is queued and give the file back."""
+        self._queue.put(None)
+        await asyncio.to_thread(self._thread.join)
+        self._connection.close()
+
+    async def _submit(self, apply: Callable[[Connection], None]) -> None:
+        if self._failure is not None:
+            raise self._failure
+        done: asyncio.Future[None] = self._loop.create_future()
+        self._queue.put(_Change(apply, done))
+        # A cancelled waiter must not abandon a change that will be committed all the same.
+        await asyncio.shield(done)
+
+    def _write(self) -> None:
+        """The writer thread: whatever is queued becomes one transaction."""
+        ended = False
+        while not ended:
+            changes: list[_Change] = []
+            item = self._queue.get()
+            while True:
+                if item is None:
+                    ended = True
+                    break
+                changes.append(item)
+                try:
+                    item = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+            if changes:
+                self._commit_group(changes)
+
+    def _commit_group(self, changes: list[_Change]) -> None:
+        if self._failure is None:
+            before = replace(self.totals), self.pending_bytes
+            try:
+                with database_errors(self.path.name), transaction(self._connection):
+                    for change in changes:
+                        change.apply(self._connection)
+                    _put(self._connection, "totals", asdict(self.totals))
+            except PipelineError as error:
+                self._failure = error
+            except IntegrityError as error:
+                self._failure = DefectError(
+                    f"a row was committed twice ({error}); nothing is lost: please report this, with log.jsonl"
+                )
+            except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it
+                self._failure = DefectError(f"the journal's writer failed: {type(error).__name__}: {error}")
+            if self._failure is not None:
+                # What was rolled back must not be counted as done.
+                self.totals, self.pending_bytes = before
+        waiting = [change.done for change in changes if change.done is not None]
+        if waiting:
+            self._loop.call_soon_threadsafe(_resolve, waiting, self._failure)
+
+    def _keep(self, connection: Connection, outcome: Outcome) -> None:
+        blob = encode_outcome(outcome)
+        payload = connection.execute("INSERT INTO payload (blob) VALUES (?)", (blob,)).lastrowid
+        connection.executemany(
+            "INSERT INTO result VALUES (?, ?, ?, ?)",
+            [(row.ordinal, payload, slot, row.ok) for slot, row in enumerate(outcome.rows)],
+        )
+        totals = self.totals
+        ok = sum(row.ok for row in outcome.rows)
+        totals.ok += ok
+        totals.failed += len(outcome.rows) - ok
+        for row in outcome.rows:
+            if row.usage is not None:
+                totals.input_tokens += row.usage.input_tokens or 0
+                totals.output_tokens += row.usage.output_tokens or 0
+                totals.total_tokens += row.usage.total_tokens or 0
+                totals.cached_tokens += row.usage.cached_tokens or 0
+        if outcome.attempts:
+            totals.requests += 1
+        self._keep_attempts(connection, outcome.attempts)
+        self.pending_bytes += len(blob)
+
+    def _keep_attempts(self, connection: Connection, attempts: tuple[Attempt, ...]) -> None:
+        for attempt in attempts:
+            connection.execute("INSERT INTO attempt (blob) VALUES (?)", (encode_attempt(attempt),))
+            self.totals.attempts += 1
+            if attempt.verdict == "throttled":
+                self.totals.throttled += 1
+            elif attempt.verdict == "pack_refused":
+                self.totals.calls_on_refusals += 1
+
+    def _seal(self, connection: Connection, part: Part, rest: Span | None) -> None:
+        span_last = part.last if rest is None else rest.last
+        mine = "SELECT DISTINCT payload FROM result WHERE ordinal BETWEEN ? AND ?"
+        connection.execute("CREATE TEMP TABLE IF NOT EXISTS gone (id INTEGER PRIMARY KEY)")
+        connection.execute("DELETE FROM gone")
+        # A pack may reach over the end of a short head; its payload stays until its last row is sealed.
+        connection.execute(
+            f"INSERT INTO gone {mine} EXCEPT {mine}",
+            (part.first, part.last, part.last + 1, span_last),
+        )
+        freed = connection.execute("SELECT coalesce(sum(length(blob)), 0) FROM payload WHERE id IN gone").fetchone()[0]
+        connection.execute("DELETE FROM payload WHERE id IN gone")
+        connection.execute("DELETE FROM result WHERE ordinal BETWEEN ? AND ?", (part.first, part.last))
+        connection.execute("DELETE FROM span WHERE first = ?", (part.first,))
+        connection.execute(
+            "INSERT INTO part VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            tuple(getattr(part, item.name) for item in fields(Part)),
+        )
+        if rest is not None:
+            connection.execute(
+                "INSERT INTO span (first, last, start, read, digest, finish) VALUES (?, ?, ?, ?, ?, ?)",
+                (rest.first, rest.last, rest.start, rest.read, rest.digest, rest.finish),
+            )
+        self.totals.sealed_ok += part.ok
+        self.totals.sealed_failed += part.failed
+        self.pending_bytes -= freed
+
+    def _check_version(self) -> None:
+        version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA_VERSION:
+            raise DamageError(
+                f"{self.path} was written by a newer version of pipeline (schema {version}, "
+                f"this one knows {SCHEMA_VERSION}); install that version to continue this run"
+            )
+        if version == 0:
+            self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    # -- reading, before the run begins or from the sealing thread ---------------------------------------------------
+
+    def reader(self) -> JournalReader:
+        """A second connection for reading what is committed."""
+        return JournalReader(self.path)
+
+
+class JournalReader:
+    """What is committed, read beside the writer or after it. Close it, or use it in a with block."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises FileNotFoundError where there is no journal."""
+        self._connection = open_reader(path)
+
+    def __enter__(self) -> Self:
+        """Use it in a with block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._connection.close()
+
+    def noted(self, key: str) -> Any:
+        """A fact of the run; None when it was never noted."""
+        row = self._one("SELECT value FROM meta WHERE key = ?", (key,))
+        return None if row is None else json.loads(row[0])
+
+    def totals(self) -> Totals:
+        """What the folder's life has come to."""
+        return Totals(**(self.noted("totals") or {}))
+
+    def spans(self) -> list[Span]:
+        """Open ranges, by ordinal."""
+        names = [item.name for item in fields(Span)]
+        rows = self._all(f"SELECT {', '.join(names)} FROM span ORDER BY first", ())  # noqa: S608 - our own names
+        return [Span(**dict(zip(names, row, strict=True))) for row in rows]
+
+    def parts(self) -> list[Part]:
+        """Sealed ranges, by ordinal."""
+        names = [item.name for item in fields(Part)]
+        rows = self._all(f"SELECT {', '.join(names)} FROM part ORDER BY first", ())  # noqa: S608 - our own names
+        return [Part(**dict(zip(names, row, strict=True))) for row in rows]
+
+    def done(self, first: int, last: int) -> bytearray:
+        """One byte an ordinal, from `first`: 1 where the row is done."""
+        flags = bytearray(last - first + 1)
+        with database_errors("journal"):
+            for (ordinal,) in self._connection.execute(
+                "SELECT ordinal FROM result WHERE ordinal BETWEEN ? AND ?", (first, last)
+            ):
+                flags[ordinal - first] = 1
+        return flags
+
+    def counts(self) -> tuple[int, int]:
+        """Rows done and not in parts: (ok, failed)."""
+        row = self._one("SELECT coalesce(sum(ok), 0), count(*) FROM result", ())
+        ok, done = row if row is not None else (0, 0)
+        return int(ok), int(done - ok)
+
+    def results(self, first: int, last: int, *, only_failed: bool = False) -> Iterator[tuple[RowResult, RequestInfo]]:
+        """Rows done within the bounds, by ordinal. Each payload is read once and dropped after its last row."""
+        condition = " AND NOT ok" if only_failed else ""
+        open_payloads: dict[int, tuple[Outcome, int]] = {}
+        with database_errors("journal"):
+            cursor = self._connection.execute(
+                f"SELECT ordinal, payload, slot FROM result WHERE ordinal BETWEEN ? AND ?{condition} ORDER BY ordinal",  # noqa: S608
+                (first, last),
+            )
+            for _, payload, slot in cursor:
+                outcome, left = open_payloads.get(payload) or self._payload(payload)
+                if left == 1:
+                    open_payloads.pop(payload, None)
+                else:
+                    open_payloads[payload] = (outcome, left - 1)
+                yield outcome.rows[slot], outcome.request
+
+    def attempts(self, *, after: int = 0, limit: int = ATTEMPTS_A_CHUNK) -> list[tuple[int, Attempt]]:
+        """Attempts that no file holds yet, by id."""
+        rows = self._all("SELECT id, blob FROM attempt WHERE id > ? ORDER BY id LIMIT ?", (after, limit))
+        return [(row[0], decode_attempt(row[1])) for row in rows]
+
+    def attempt_bounds(self, *, limit: int) -> tuple[int, int] | None:
+        """The first and last number of at most `limit` attempts that no file holds; None when there are none."""
+        row = self._one("SELECT min(id), max(id) FROM attempt", ())
+        if row is None or row[0] is None:
+            return None
+        return int(row[0]), min(int(row[1]), int(row[0]) + limit - 1)
+
+    def attempt_chunks(self, first: int, last: int) -> Iterator[list[Attempt]]:
+        """The attempts within the bounds, a bounded number at a time."""
+        after = first - 1
+        while after < last and (found := self.attempts(after=after, limit=min(ATTEMPTS_A_CHUNK, last - after))):
+            after = found[-1][0]
+            yield [attempt for _, attempt in found]
+
+    def problems(self) -> list[str]:
+        """What SQLite's integrity check, and a look at every payload, find wrong."""
+        found = integrity_problems(self._connection)
+        with database_errors("journal"):
+            for identity, blob in self._connection.execute("SELECT id, blob FROM payload"):
+                try:
+                    decode_outcome(blob)
+                except (ValueError, TypeError, KeyError):
+                    found.append(f"payload {identity} cannot be read")
+        return found
+
+    def _payload(self, identity: int) -> tuple[Outcome, int]:
+        row = self._connection.execute("SELECT blob FROM payload WHERE id = ?", (identity,)).fetchone()
+        if row is None:
+            raise DamageError(f"the journal has lost payload {identity}; run `pipeline verify` on the folder")
+        outcome = decode_outcome(row[0])
+        return outcome, len(outcome.rows)
+
+    def _one(self, sql: str, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        with database_errors("journal"):
+            row: tuple[Any, ...] | None = self._connection.execute(sql, values).fetchone()
+        return row
+
+    def _all(self, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        with database_errors("journal"):
+            return self._connection.execute(sql, values).fetchall()
+
+
+def _put(connection: Connection, key: str, value: object) -> None:
+    _execute(
+        connection,
+        "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+        (key, json.dumps(value)),
+    )
+
+
+def _execute(connection: Connection, sql: str, values: tuple[Any, ...]) -> None:
+    connection.execute(sql, values)
+
+
+def _resolve(waiting: list[asyncio.Future[None]], failure: PipelineError | None) -> None:
+    for future in waiting:
+        if future.done():
+            continue
+        if failure is None:
+            future.set_result(None)
+        else:
+            future.set_exception(failure)

@@ -1,0 +1,412 @@
+"""The only writer of Parquet: parts of results and files of attempts, whole or absent, checked before they count."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import DamageError
+from pipeline.model import Attempt, RequestInfo, RowResult
+from pipeline.store.files import TEMPORARY_SUFFIX, publish, sha256_of, storage
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+ROW_GROUP_BYTES = 8 * 1024 * 1024
+CHUNK_ROWS = 1024
+
+COMMON_BEFORE = ("ordinal",)
+COMMON_AFTER = ("error", "usage", "request", "response")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartFile:
+    """A published part: what its bytes and rows come to."""
+
+    ok: int
+    failed: int
+    bytes: int
+    sha256: str
+
+
+def part_name(first: int, last: int) -> str:
+    """The file of a range; reading names in order gives the rows in order."""
+    return f"part-{first:012d}-{last:012d}.parquet"
+
+
+def common_fields() -> dict[str, pa.Field]:
+    """The columns that every operation's parts have, by name."""
+    import pyarrow as pa  # noqa: PLC0415 - loaded when a run needs it
+
+    return {
+        "ordinal": pa.field("ordinal", pa.int64(), nullable=False),
+        "status": pa.field("status", pa.string(), nullable=False),
+        "error": pa.field(
+            "error",
+            pa.struct(
+                [("type", pa.string()), ("code", pa.string()), ("message", pa.string()), ("http_status", pa.int32())]
+            ),
+        ),
+        "usage": pa.field(
+            "usage",
+            pa.struct(
+                [
+                    ("input_tokens", pa.int64()),
+                    ("output_tokens", pa.int64()),
+                    ("total_tokens", pa.int64()),
+                    ("cached_tokens", pa.int64()),
+                    ("reasoning_tokens", pa.int64()),
+                    ("seconds", pa.float64()),
+                    ("characters", pa.int64()),
+                ]
+            ),
+        ),
+        "request": pa.field(
+            "request",
+            pa.struct(
+                [
+                    ("attempts", pa.int32()),
+                    ("deployment", pa.string()),
+                    ("model", pa.string()),
+                    ("variant", pa.string()),
+                    ("client_request_id", pa.string()),
+                    ("request_id", pa.string()),
+                    ("apim_request_id", pa.string()),
+                    ("region", pa.string()),
+                    ("latency_ms", pa.float64()),
+                    ("finished_at", pa.timestamp("us", tz="UTC")),
+                ]
+            ),
+        ),
+        "response": pa.field("response", pa.string()),
+    }
+
+
+def part_schema(carried: pa.Schema, results: pa.Schema) -> pa.Schema:
+    """The columns of a part: ordinal, what is carried, status, the operation's own, then how it came about."""
+    import pyarrow as pa  # noqa: PLC0415 - loaded when a run needs it
+
+    common = common_fields()
+    return pa.schema(
+        [
+            common["ordinal"],
+            # A row that could not be read has no cells, whatever the input says of nulls.
+            *[carried.field(i).remove_metadata().with_nullable(True) for i in range(len(carried))],
+            common["status"],
+            *results,
+            *[common[name] for name in COMMON_AFTER],
+        ]
+    )
+
+
+def write_part(
+    path: Path,
+    *,
+    first: int,
+    last: int,
+    schema: pa.Schema,
+    carried: Iterable[pa.RecordBatch] | None,
+    results: Iterator[tuple[RowResult, RequestInfo]],
+    compression: str,
+) -> PartFile:
+    """Write, check and publish the part of a range. The same rows give the same bytes.
+
+    `carried` are batches whose first row is `first` (None: nothing is carried); rows after `last` are ignored.
+    Raises StorageError when the disk refuses, DamageError when rows are missing or the file reads back wrong.
+    """
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    try:
+        with storage(f"writing {path.name}"):
+            temporary.unlink(missing_ok=True)
+            ok = _write_rows(temporary, first, last, schema, carried, results, compression)
+            rows = last - first + 1
+            _check(temporary, first=first, last=last, schema=schema)
+            size = temporary.stat().st_size
+            digest = sha256_of(temporary)
+            publish(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    return PartFile(ok=ok, failed=rows - ok, bytes=size, sha256=digest)
+
+
+def _write_rows(
+    temporary: Path,
+    first: int,
+    last: int,
+    schema: pa.Schema,
+    carried: Iterable[pa.RecordBatch] | None,
+    results: Iterator[tuple[RowResult, RequestInfo]],
+    compression: str,
+) -> int:
+    """Write the rows, a bounded row group at a time; returns how many are ok."""
+    import pyarrow as pa  # noqa: PLC0415 - loaded when a run needs it
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    # Parts are the user's to share: the umask decides who may read them.
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
+    ok = 0
+    with (
+        pa.OSFile(str(temporary), "wb") as sink,
+        pq.ParquetWriter(sink, schema, compression=compression, **_encodings(schema)) as writer,
+    ):
+        group: list[pa.RecordBatch] = []
+        group_bytes = 0
+        for ordinal, cells in _chunks(first, last, carried):
+            count = _length(cells, ordinal, last)
+            taken = list(islice(results, count))
+            if len(taken) != count or taken[0][0].ordinal != ordinal or taken[-1][0].ordinal != ordinal + count - 1:
+                raise DamageError(f"rows {ordinal} to {ordinal + count - 1} are not whole in the journal")
+            ok += sum(row.ok for row, _ in taken)
+            batch = _batch(schema, ordinal, cells, taken)
+            group.append(batch)
+            group_bytes += batch.nbytes
+            if group_bytes >= ROW_GROUP_BYTES:
+                _write_group(writer, schema, group)
+                group, group_bytes = [], 0
+        if group:
+            _write_group(writer, schema, group)
+    return ok
+
+
+def _write_group(writer: pq.ParquetWriter, schema: pa.Schema, group: list[pa.RecordBatch]) -> None:
+    """Write a row group in one piece, so that its pages do not show how the input was cut into batches."""
+    import pyarrow as pa  # noqa: PLC0415 - loaded when a run needs it
+
+    writer.write_table(pa.Table.from_batches(group, schema).combine_chunks(), row_group_size=1 << 30)
+
+
+def _chunks(
+    first: int, last: int, carried: Iterable[pa.RecordBatch] | None
+) -> Iterator[tuple[int, pa.RecordBatch | None]]:
+    """Bounded runs of rows: (first ordinal, carried cells), until `last` is covered."""
+    ordinal = first
+    if carried is None:
+        while ordinal <= last:
+            yield ordinal, None
+            ordinal += CHUNK_ROWS
+        return
+    for batch in carried:
+        for offset in range(0, batch.num_rows, CHUNK_ROWS):
+            if ordinal > last:
+                return
+            piece = batch.slice(offset, min(CHUNK_ROWS, last - ordinal + 1))
+            yield ordinal, piece
+            ordinal += piece.num_rows
+    if ordinal <= last:
+        raise DamageError(f"the spool ends before row {ordinal}; run the job again to rebuild it")
+
+
+def _length(cells: pa.RecordBatch | None, ordinal: int, last: int) -> int:
+    return min(CHUNK_ROWS, last - ordinal + 1) if cells is None else int(cells.num_rows)
+
+
+def _batch(
+    schema: pa.Schema, first: int, cells: pa.RecordBatch | None, taken: Sequence[tuple[RowResult, RequestInfo]]
+) -> pa.RecordBatch:
+    """Put carried cells and results side by side."""
+    import pyarrow as pa  # noqa: PLC0415 - loaded when a run needs it
+
+    columns: list[pa.Array] = []
+    common = common_fields()
+    for item in schema:
+        if item.name == "ordinal":
+            columns.append(pa.array(range(first, first + len(taken)), pa.int64()))
+        elif item.name in common:
+            columns.append(_common_column(item, taken))
+        elif cells is not None and item.name in cells.schema.names:
+            columns.append(cells.column(item.name))
+        else:
+            columns.append(
+                column_of(item, [None if row.values is None else row.values.get(item.name) for row, _ in taken])
+            )
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _common_column(item: pa.Field, taken: Sequence[tuple[RowResult, RequestInfo]]) -> pa.Array:
+    import pyarrow as pa  # noqa: PLC0415 - loaded when a run needs it
+
+    values: list[Any]
+    match item.name:
+        case "status":
+            values = ["ok" if row.ok else "failed" for row, _ in taken]
+        case "error":
+            values = [
+                None
+                if row.error is None
+                else (row.error.type.value, row.error.code, row.error.message, row.error.http_status)
+                for row, _ in taken
+            ]
+            return _struct(item, values)
+        case "usage":
+            return _struct(
+                item,
+                [
+                    None
+                    if row.usage is None
+                    else (
+                        row.usage.input_tokens,
+                        row.usage.output_tokens,
+                        row.usage.total_tokens,
+                        row.usage.cached_tokens,
+                        row.usage.reasoning_tokens,
+                        row.usage.seconds,
+                        row.usage.characters,
+                    )
+                    for row, _ in taken
+                ],
+            )
+        case "request":
+            return _struct(
+                item,
+                [
+                    (
+                        request.attempts,
+                        request.deployment,
+                        request.model,
+                        request.variant,
+                        request.client_request_id,
+                        request.request_id,
+                        request.apim_request_id,
+                        request.region,
+                        request.latency_ms,
+                        None if request.finished_at is None else round(request.finished_at * 1_000_000),
+                    )
+                    for _, request in taken
+                ],
+            )
+        case _:
+            values = [None if row.response is None else row.response.decode("utf-8", "replace") for row, _ in taken]
+    return pa.array(values, item.type)
+
+
+def _struct(item: pa.Field, values: list[tuple[Any, ...] | None]) -> pa.Array:
+    """A struct column from tuples; building it by child is several times faster than from dicts."""
+    import pyarrow as pa  # noqa: PLC0415 - loaded when a run needs it
+
+    width = item.type.num_fields
+    empty = (None,) * width
+    whole = [empty if value is None else value for value in values]
+    children = [pa.array(child, item.type.field(i).type) for i, child in enumerate(zip(*whole, strict=True))]
+    missing = pa.array([value is None for value in values], pa.bool_())
+    return pa.StructArray.from_arrays(children, fields=list(item.type), mask=missing)
+
+
+def column_of(item: pa.Field, values: Sequence[Any]) -> pa.Array:
+    """An operation's column from the values that the journal kept; vectors come as little-endian float32 bytes."""
+    import pyarrow as pa  # noqa: PLC0415 - loaded when a run needs it
+
+    kind = item.type
+    if not (pa.types.is_fixed_size_list(kind) and kind.value_type == pa.float32()):
+        return pa.array(values, kind)
+    nothing = bytes(4 * kind.list_size)
+    joined = b"".join(nothing if value is None else value for value in values)
+    floats = pa.Array.from_buffers(pa.float32(), len(values) * kind.list_size, [None, pa.py_buffer(joined)])
+    missing = pa.array([value is None for value in values], pa.bool_())
+    return pa.FixedSizeListArray.from_arrays(floats, type=kind, mask=missing)
+
+
+def _encodings(schema: pa.Schema) -> dict[str, Any]:
+    """Dictionaries where values repeat; split bytes for vectors, which then compress by about 15 %."""
+    import pyarrow as pa  # noqa: PLC0415 - loaded when a run needs it
+
+    vectors: list[str] = []
+    dictionaries: list[str] = []
+    unique = {"ordinal", "response", "output_text"}
+    unique_parts = {"client_request_id", "request_id", "apim_request_id", "finished_at", "latency_ms"}
+    for item in schema:
+        kind = item.type
+        if pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type):
+            vectors.append(f"{item.name}.list.element")  # the name that Parquet itself gives to items of lists
+        elif pa.types.is_struct(kind):
+            dictionaries += [f"{item.name}.{child.name}" for child in kind if child.name not in unique_parts]
+        elif item.name not in unique and not pa.types.is_nested(kind):
+            dictionaries.append(item.name)
+    options: dict[str, Any] = {"use_dictionary": dictionaries}
+    if vectors:
+        options["use_byte_stream_split"] = vectors
+    return options
+
+
+def _check(path: Path, *, first: int, last: int, schema: pa.Schema) -> None:
+    """Read back the footer, the row count and the ordinals of a file that is about to count."""
+    ordinals = read_ordinals(path, schema=schema)
+    if ordinals != (first, last):
+        raise DamageError(f"{path.name} reads back as rows {ordinals}, not {first} to {last}")
+
+
+def read_ordinals(path: Path, *, schema: pa.Schema | None = None) -> tuple[int, int]:
+    """The first and last ordinal of a part whose ordinals are contiguous; else DamageError."""
+    import pyarrow as pa  # noqa: PLC0415 - loaded when a run needs it
+    import pyarrow.compute as pc  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    try:
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            if schema is not None and not file.schema_arrow.equals(schema):
+                raise DamageError(f"{path.name} reads back with other columns than were written")
+            first: int | None = None
+            expected = 0
+            for batch in file.iter_batches(65536, columns=["ordinal"]):
+                column = batch.column(0)
+                if first is None:
+                    first = expected = column[0].as_py()
+                wanted = pa.array(range(expected, expected + len(column)), pa.int64())
+                if not pc.all(pc.equal(column, wanted)).as_py():
+                    raise DamageError(f"{path.name} holds ordinals that are not contiguous from {first}")
+                expected += len(column)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DamageError(f"{path.name} cannot be read back ({type(error).__name__})") from error
+    if first is None:
+        raise DamageError(f"{path.name} holds no rows")
+    return first, expected - 1
+
+
+def write_attempts(path: Path, chunks: Iterable[Sequence[Attempt]]) -> None:
+    """Write and publish a file of attempts, a chunk in memory at a time. Raises StorageError when the disk refuses."""
+    import pyarrow as pa  # noqa: PLC0415 - loaded when a run needs it
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    schema = pa.schema(
+        [
+            ("ordinals", pa.list_(pa.int64())),
+            ("deployment", pa.string()),
+            ("started_at", pa.timestamp("us", tz="UTC")),
+            ("latency_ms", pa.float64()),
+            ("status", pa.int32()),
+            ("verdict", pa.string()),
+            ("code", pa.string()),
+            ("client_request_id", pa.string()),
+            ("request_id", pa.string()),
+            ("apim_request_id", pa.string()),
+            ("region", pa.string()),
+            ("estimated_tokens", pa.int64()),
+            ("input_tokens", pa.int64()),
+            ("output_tokens", pa.int64()),
+            ("retry_after_ms", pa.float64()),
+        ]
+    )
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    with storage(f"writing {path.name}"):
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        os.close(handle)
+        with (
+            pa.OSFile(str(temporary), "wb") as sink,
+            pq.ParquetWriter(sink, schema, compression="zstd") as writer,
+        ):
+            for attempts in chunks:
+                columns = [pa.array(_attempt_values(item.name, attempts), item.type) for item in schema]
+                writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+        publish(temporary, path)
+
+
+def _attempt_values(name: str, attempts: Sequence[Attempt]) -> list[Any]:
+    values = [getattr(attempt, name) for attempt in attempts]
+    return [round(value * 1_000_000) for value in values] if name == "started_at" else values

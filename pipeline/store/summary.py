@@ -1,0 +1,96 @@
+"""summary.json: what a run has come to, replaced whole while it goes on, read by everything that shows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DamageError
+from pipeline.store.files import replace_text, storage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowCounts:
+    """Rows of the input. `total` and `pending` are None until the input was read to its end."""
+
+    total: int | None = None
+    ok: int = 0
+    failed: int = 0
+    pending: int | None = None
+    not_in_parts: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenCounts:
+    """The service's own counts, over the folder's life."""
+
+    input: int = 0
+    output: int = 0
+    total: int = 0
+    cached: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentUse:
+    """What one deployment did in this invocation. `quota_used` is the share of the stated quota, None without one."""
+
+    name: str
+    requests: int = 0
+    throttled: int = 0
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    quota_used: float | None = None
+    set_aside: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """The state of a run. Counts of rows, requests and tokens are the folder's; times and rates this invocation's.
+
+    `state` is running, complete, stopped, refused or interrupted; `reason` says why it ended before its rows did.
+    `calls_on_refusals` counts the calls spent on finding out which rows of refused packs were to blame.
+    """
+
+    state: str
+    reason: str | None = None
+    exit_code: int | None = None
+    rows: RowCounts = field(default_factory=RowCounts)
+    requests: int = 0
+    attempts: int = 0
+    throttled: int = 0
+    calls_on_refusals: int = 0
+    tokens: TokenCounts = field(default_factory=TokenCounts)
+    cost_usd: float | None = None
+    seconds: float = 0.0
+    rows_per_second: float = 0.0
+    eta_seconds: float | None = None
+    in_flight: int = 0
+    waits_for: int | None = None
+    deployments: tuple[DeploymentUse, ...] = ()
+    output: str = ""
+    job: str = ""
+    job_file: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, as they stand in summary.json and are printed by --json."""
+        return asdict(self)
+
+
+def write_summary(path: Path, summary: Summary) -> None:
+    """Replace the file atomically. It tells, and nothing depends on it, so the disk is not waited for."""
+    with storage("writing summary.json"):
+        replace_text(path, json.dumps(summary.as_json(), indent=1), durable=False)
+
+
+def read_summary(path: Path) -> Summary:
+    """Read it back. Raises FileNotFoundError where no run wrote one, DamageError when it cannot be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        value["rows"] = RowCounts(**value["rows"])
+        value["tokens"] = TokenCounts(**value["tokens"])
+        value["deployments"] = tuple(DeploymentUse(**one) for one in value["deployments"])
+        return Summary(**value)
+    except (ValueError, TypeError, KeyError) as error:
+        raise DamageError(f"{path} cannot be read; it is written anew by the next run") from error

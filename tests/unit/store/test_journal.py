@@ -1,0 +1,460 @@
+"""The journal: what is told as kept is kept, once, and nothing else is counted."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import DamageError, DefectError, StorageError
+from pipeline.model import Attempt, ErrorInfo, ErrorType, Outcome, RequestInfo, RowResult, Usage
+from pipeline.store.folder import Layout, export_attempts
+from pipeline.store.journal import SCHEMA_VERSION, Journal, JournalReader, Part, Span, Totals
+
+FAILED = ErrorInfo(type=ErrorType.BAD_REQUEST, code="content_filter", message="no", http_status=400)
+
+
+class WatchedJournal(Journal):
+    """Remembers how many changes each transaction held."""
+
+    def __init__(self, path: Path) -> None:
+        self.groups: list[int] = []
+        super().__init__(path)
+
+    def _commit_group(self, changes: list[Any]) -> None:
+        self.groups.append(len(changes))
+        super()._commit_group(changes)
+
+
+@asynccontextmanager
+async def opened(path: Path) -> AsyncIterator[WatchedJournal]:
+    journal = WatchedJournal(path)
+    try:
+        yield journal
+    finally:
+        with anyio.CancelScope(shield=True):
+            await journal.close()
+
+
+@contextmanager
+def another_writer(path: Path) -> Any:
+    """Keep the journal's writer waiting until the block ends."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK")
+        connection.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for the writer, which is a thread and so has no event to give."""
+    while not condition():  # noqa: ASYNC110 - see above
+        await anyio.sleep(0.001)
+
+
+def attempt(*ordinals: int, verdict: str = "answered") -> Attempt:
+    return Attempt(
+        ordinals=ordinals,
+        deployment="d",
+        started_at=1_700_000_000.5,
+        latency_ms=12.5,
+        status=200,
+        verdict=verdict,
+        code=None,
+        client_request_id="c",
+        request_id="r",
+        apim_request_id=None,
+        region="Sweden Central",
+        estimated_tokens=10,
+        input_tokens=7,
+        output_tokens=3,
+        retry_after_ms=None,
+    )
+
+
+def outcome(*ordinals: int, failed: bool = False, text: str = "x", attempts: int = 1) -> Outcome:
+    usage = Usage(input_tokens=7, output_tokens=3, total_tokens=10, cached_tokens=2)
+    return Outcome(
+        rows=tuple(
+            RowResult(ordinal=ordinal, error=FAILED)
+            if failed
+            else RowResult(ordinal=ordinal, values={"output_text": text}, usage=usage)
+            for ordinal in ordinals
+        ),
+        request=RequestInfo(attempts=attempts, deployment="d"),
+        attempts=tuple(attempt(*ordinals) for _ in range(attempts)),
+    )
+
+
+def part(first: int, last: int, *, ok: int | None = None) -> Part:
+    return Part(
+        first=first,
+        last=last,
+        name=f"part-{first:012d}-{last:012d}.parquet",
+        ok=last - first + 1 if ok is None else ok,
+        failed=0 if ok is None else last - first + 1 - ok,
+        bytes=1,
+        sha256="0" * 64,
+        digest="d",
+        generation=0,
+        start="s",
+        finish="f",
+    )
+
+
+def ordinals_in(path: Path) -> list[int]:
+    with JournalReader(path) as reader:
+        return [row.ordinal for row, _ in reader.results(0, 10**12)]
+
+
+def payloads_in(path: Path) -> int:
+    connection = sqlite3.connect(path)
+    try:
+        return int(connection.execute("SELECT count(*) FROM payload").fetchone()[0])
+    finally:
+        connection.close()
+
+
+def modes(folder: Path) -> set[int]:
+    return {file.stat().st_mode & 0o777 for file in folder.iterdir()}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "00.sqlite"
+
+
+@pytest.mark.anyio
+async def test_a_commit_that_returned_is_there_for_another_connection(path: Path) -> None:
+    async with opened(path) as journal:
+        await journal.commit(outcome(3, 5))
+        with journal.reader() as reader:
+            (first, request), (second, _) = reader.results(0, 9)
+        assert (first, second) == outcome(3, 5).rows
+        assert request == outcome(3).request
+
+
+@pytest.mark.anyio
+async def test_what_queues_up_while_the_disk_is_busy_is_one_transaction(path: Path) -> None:
+    async with opened(path) as journal, anyio.create_task_group() as crowd:
+        with another_writer(path):
+            crowd.start_soon(journal.commit, outcome(0))
+            await until(lambda: len(journal.groups) == 1)
+            for ordinal in range(1, 100):
+                crowd.start_soon(journal.commit, outcome(ordinal))
+            await until(lambda: journal._queue.qsize() == 99)
+        await until(lambda: len(journal.groups) == 2)
+    assert journal.groups == [1, 99]
+    assert ordinals_in(path) == list(range(100))
+
+
+@pytest.mark.anyio
+async def test_a_row_committed_twice_is_a_defect_and_the_first_stays(path: Path) -> None:
+    async with opened(path) as journal:
+        await journal.commit(outcome(1, text="first"))
+        with pytest.raises(DefectError, match="committed twice"):
+            await journal.commit(outcome(1, text="second"))
+    with JournalReader(path) as reader:
+        ((row, _),) = reader.results(0, 9)
+    assert row.values == {"output_text": "first"}
+
+
+@pytest.mark.anyio
+async def test_a_failure_reaches_everybody_who_waits_and_whoever_comes_later(path: Path) -> None:
+    async with opened(path) as journal:
+        await journal.commit(outcome(1))
+        heard: list[type[BaseException]] = []
+
+        async def commit(ordinal: int) -> None:
+            try:
+                await journal.commit(outcome(ordinal))
+            except DefectError as error:
+                heard.append(type(error))
+
+        async with anyio.create_task_group() as crowd:
+            with another_writer(path):
+                crowd.start_soon(commit, 1)
+                await until(lambda: len(journal.groups) == 2)
+                for ordinal in range(2, 12):
+                    crowd.start_soon(commit, ordinal)
+                await until(lambda: journal._queue.qsize() == 10)
+        await commit(99)
+        assert heard == [DefectError] * 12
+    assert ordinals_in(path) == [1]
+
+
+@pytest.mark.anyio
+async def test_what_a_full_disk_rolled_back_is_not_counted(path: Path) -> None:
+    async with opened(path) as journal:
+        await journal.commit(outcome(0))
+        before, pending = journal.totals, journal.pending_bytes
+        pages = journal._connection.execute("PRAGMA page_count").fetchone()[0]
+        journal._connection.execute(f"PRAGMA max_page_count={pages}")
+        with pytest.raises(StorageError, match=r"full.*free some space"):
+            await journal.commit(outcome(1, text="x" * 100_000))
+        assert journal.totals == before
+        assert journal.totals.ok == 1
+        assert journal.pending_bytes == pending
+    async with opened(path) as journal:
+        await journal.commit(outcome(1))
+    assert ordinals_in(path) == [0, 1]
+
+
+@pytest.mark.anyio
+async def test_an_outcome_that_cannot_be_written_is_a_defect_not_a_hang(path: Path) -> None:
+    async with opened(path) as journal:
+        with pytest.raises(DefectError, match="writer failed"):
+            await journal.commit(outcome(0, text="\ud800"))
+        assert journal.totals == Totals()
+
+
+@pytest.mark.anyio
+async def test_a_waiter_that_is_cancelled_takes_nothing_back(path: Path) -> None:
+    async with opened(path) as journal:
+        with another_writer(path):
+            with anyio.move_on_after(0.02) as scope:
+                await journal.commit(outcome(7))
+            assert scope.cancelled_caught
+        await journal.flush()
+        assert ordinals_in(path) == [7]
+
+
+@pytest.mark.anyio
+async def test_closing_writes_what_is_queued(path: Path) -> None:
+    journal = Journal(path)
+    for first in range(0, 100, 10):
+        journal.post_span(Span(first=first, last=first + 9, start="s"))
+    await journal.close()
+    with JournalReader(path) as reader:
+        assert [span.first for span in reader.spans()] == list(range(0, 100, 10))
+    assert not any(thread.name == "journal" for thread in threading.enumerate())
+
+
+@pytest.mark.anyio
+async def test_a_range_posted_again_is_read_further_and_keeps_its_start(path: Path) -> None:
+    async with opened(path) as journal:
+        journal.post_span(Span(first=0, last=99, start="s"))
+        journal.post_span(Span(first=0, last=9, start="ignored", read=10, digest="d", finish="f"))
+        await journal.flush()
+        with journal.reader() as reader:
+            assert reader.spans() == [Span(first=0, last=9, start="s", read=10, digest="d", finish="f")]
+
+
+@pytest.mark.anyio
+async def test_sealing_forgets_the_rows_their_payloads_and_the_range(path: Path) -> None:
+    async with opened(path) as journal:
+        journal.post_span(Span(first=0, last=3, start="s"))
+        journal.post_span(Span(first=4, last=7, start="s"))
+        await journal.commit(outcome(0, 1))
+        await journal.commit(outcome(2, 3))
+        await journal.commit(outcome(4))
+        left = journal.pending_bytes
+        await journal.seal(part(0, 3), rest=None)
+        assert ordinals_in(path) == [4]
+        assert payloads_in(path) == 1
+        assert 0 < journal.pending_bytes < left
+        with journal.reader() as reader:
+            assert [span.first for span in reader.spans()] == [4]
+            assert reader.parts() == [part(0, 3)]
+        await journal.commit(outcome(5, 6, 7))
+        await journal.seal(part(4, 7), rest=None)
+        assert journal.pending_bytes == 0
+    assert payloads_in(path) == 0
+
+
+@pytest.mark.anyio
+async def test_a_short_head_keeps_the_rest_and_the_payload_that_reaches_into_it(path: Path) -> None:
+    rest = Span(first=2, last=9, start="p2", read=4, digest="r", finish=None)
+    async with opened(path) as journal:
+        journal.post_span(Span(first=0, last=9, start="p0", read=6, digest="d"))
+        await journal.commit(outcome(0))
+        await journal.commit(outcome(1, 3))
+        await journal.seal(part(0, 1), rest=rest)
+        with journal.reader() as reader:
+            assert reader.spans() == [rest]
+            assert list(reader.done(2, 9)) == [0, 1, 0, 0, 0, 0, 0, 0]
+            ((row, _),) = reader.results(2, 9)
+        assert row.ordinal == 3
+        assert payloads_in(path) == 1
+        await journal.commit(outcome(2, *range(4, 10)))
+        await journal.seal(part(2, 9), rest=None)
+        assert journal.pending_bytes == 0
+    assert payloads_in(path) == 0
+
+
+@pytest.mark.anyio
+async def test_totals_and_pending_bytes_survive_being_opened_again(path: Path) -> None:
+    async with opened(path) as journal:
+        await journal.commit(outcome(0, 1))
+        await journal.commit(outcome(2, failed=True, attempts=3))
+        await journal.keep_attempts((attempt(9, verdict="throttled"), attempt(8, 9, verdict="pack_refused")))
+        await journal.note("facts", {"vector_size": 3})
+        known, pending = journal.totals, journal.pending_bytes
+    async with opened(path) as journal:
+        assert journal.pending_bytes == pending
+        with journal.reader() as reader:
+            assert reader.totals() == known
+            assert reader.counts() == (2, 1)
+            assert reader.noted("facts") == {"vector_size": 3}
+            assert reader.noted("nothing") is None
+        assert journal.totals == known
+        assert journal.totals == Totals(
+            ok=2,
+            failed=1,
+            requests=2,
+            attempts=6,
+            throttled=1,
+            input_tokens=14,
+            output_tokens=6,
+            total_tokens=20,
+            cached_tokens=4,
+            calls_on_refusals=1,
+        )
+
+
+@pytest.mark.anyio
+async def test_a_newer_schema_is_refused_untouched(path: Path) -> None:
+    async with opened(path) as journal:
+        await journal.commit(outcome(0))
+    connection = sqlite3.connect(path)
+    connection.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
+    connection.close()
+    with pytest.raises(DamageError, match="newer version"):
+        Journal(path)
+    connection = sqlite3.connect(path)
+    assert connection.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION + 1,)
+    connection.close()
+
+
+@pytest.fixture
+def words(path: Path) -> None:
+    path.write_bytes(b"not a database at all, only words" * 100)
+
+
+@pytest.mark.anyio
+async def test_a_file_that_is_no_database_is_damage(path: Path, words: None) -> None:
+    with pytest.raises(DamageError, match="damaged"):
+        Journal(path)
+    with pytest.raises(DamageError, match="damaged"), JournalReader(path) as reader:
+        reader.parts()
+
+
+@pytest.mark.anyio
+async def test_the_journal_and_its_log_are_private_and_no_link_is_followed(path: Path, tmp_path: Path) -> None:
+    async with opened(path) as journal:
+        await journal.commit(outcome(0))
+        assert modes(tmp_path) == {0o600}
+    link = tmp_path / "link.sqlite"
+    link.symlink_to(path)
+    with pytest.raises(OSError, match="symbolic"):
+        Journal(link)
+
+
+def test_there_is_nothing_to_read_where_nothing_was_written(path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        JournalReader(path)
+    assert not path.exists()
+
+
+def files_of(layout: Layout) -> list[str]:
+    return sorted(file.name for file in layout.attempts.iterdir())
+
+
+def attempts_in(layout: Layout) -> list[list[int]]:
+    return [
+        list(ordinals)
+        for file in sorted(layout.attempts.iterdir())
+        for ordinals in pq.read_table(file).column("ordinals").to_pylist()
+    ]
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    layout = Layout(tmp_path / "out")
+    for folder in (layout.journal.parent, layout.attempts):
+        folder.mkdir(parents=True)
+    return layout
+
+
+@pytest.mark.anyio
+async def test_attempts_move_to_files_and_leave_the_journal(layout: Layout) -> None:
+    async with opened(layout.journal) as journal:
+        await journal.keep_attempts(tuple(attempt(n) for n in range(5)))
+        await export_attempts(layout, journal, at_least=6)
+        assert files_of(layout) == []
+        await export_attempts(layout, journal, at_least=5)
+        await export_attempts(layout, journal, at_least=1)
+        assert files_of(layout) == ["attempts-000000000001-000000000005.parquet"]
+        await journal.keep_attempts((attempt(5),))
+        await export_attempts(layout, journal, at_least=1)
+    assert files_of(layout)[1:] == ["attempts-000000000006-000000000006.parquet"]
+    assert attempts_in(layout) == [[n] for n in range(6)]
+
+
+@pytest.mark.anyio
+async def test_attempts_that_a_crash_left_in_a_file_and_in_the_journal_are_counted_once(layout: Layout) -> None:
+    async with opened(layout.journal) as journal:
+        await journal.keep_attempts(tuple(attempt(n) for n in range(5)))
+    kept = layout.journal.read_bytes()
+    async with opened(layout.journal) as journal:
+        await export_attempts(layout, journal, at_least=1)
+    layout.journal.write_bytes(kept)  # as if the file was written, and the forgetting was not committed
+    async with opened(layout.journal) as journal:
+        await journal.keep_attempts(tuple(attempt(n) for n in range(5, 8)))
+        await export_attempts(layout, journal, at_least=1)
+        with journal.reader() as reader:
+            assert reader.attempts() == []
+    assert attempts_in(layout) == [[n] for n in range(8)]
+
+
+def every_field_filled(kind: Callable[..., Any], **given: Any) -> Any:
+    """A value of a dataclass whose fields all differ, so that two swapped ones would show."""
+    names = [item.name for item in fields(kind)]  # type: ignore[arg-type]
+    return kind(**{name: given.get(name, f"{name}") for name in names})
+
+
+@pytest.mark.anyio
+async def test_every_field_of_an_outcome_and_its_attempts_comes_back(path: Path) -> None:
+    usage = Usage(**{item.name: number for number, item in enumerate(fields(Usage), start=1)})
+    request = every_field_filled(RequestInfo, attempts=3, latency_ms=1.5, finished_at=2.5)
+    rows = (
+        RowResult(ordinal=4, values={"a": None, "b": b"\x00\xff", "c": 1.5}, usage=usage, response=b'{"x":1}'),
+        RowResult(ordinal=2, error=FAILED, response=b"\xff not text"),
+    )
+    tried = every_field_filled(
+        Attempt, ordinals=(4, 2), started_at=1.0, latency_ms=2.0, status=200, estimated_tokens=3, input_tokens=4,
+        output_tokens=None, retry_after_ms=5.0,
+    )  # fmt: skip
+    async with opened(path) as journal:
+        await journal.commit(Outcome(rows=rows, request=request, attempts=(tried,)))
+        with journal.reader() as reader:
+            assert list(reader.results(0, 9)) == [(rows[1], request), (rows[0], request)]
+            assert list(reader.results(0, 9, only_failed=True)) == [(rows[1], request)]
+            assert reader.attempts() == [(1, tried)]
+            assert reader.problems() == []
+
+
+@pytest.mark.anyio
+async def test_a_payload_that_cannot_be_read_is_found(path: Path) -> None:
+    async with opened(path) as journal:
+        await journal.commit(outcome(0))
+        await journal.commit(outcome(1))
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE payload SET blob = x'c1' WHERE id = 1")
+    connection.execute("DELETE FROM payload WHERE id = 2")
+    connection.commit()
+    connection.close()
+    with JournalReader(path) as reader:
+        assert reader.problems() == ["payload 1 cannot be read"]
+        with pytest.raises(DamageError, match="lost payload 2"):
+            list(reader.results(1, 1))
