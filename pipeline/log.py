@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any
 
 import orjson
 import structlog
+
+from pipeline.errors import StorageError
 
 ROTATE_BYTES = 64 * 1024 * 1024
 KEEP_FILES = 5
@@ -53,7 +57,7 @@ class EventLog:
     def __init__(
         self, *, path: Path | None = None, listener: Listener | None = None, wall: Callable[[], float]
     ) -> None:
-        """`path`: the JSON lines file (None: none). `listener` is handed every event too."""
+        """`path`: the JSON lines file (None: none). `listener` is handed every event too. Raises StorageError."""
         self._sink = _RotatingFile(path) if path is not None else None
         self._listener = listener
         self._wall = wall
@@ -65,7 +69,7 @@ class EventLog:
         ).bind()
 
     def emit(self, event: Event, level: Level = Level.INFO, **fields: Any) -> None:
-        """Say one thing."""
+        """Say one thing. Raises StorageError the first time that the disk refuses."""
         self._logger.say(event.value, level=level.name.lower(), **fields)
 
     def close(self) -> None:
@@ -85,7 +89,10 @@ class EventLog:
 
 def _render(_: Any, __: str, event: MutableMapping[str, Any]) -> bytes:
     """One JSON line; control characters in values are escaped by JSON itself."""
-    return orjson.dumps(event, default=str, option=orjson.OPT_APPEND_NEWLINE)
+    try:
+        return orjson.dumps(event, default=str, option=orjson.OPT_APPEND_NEWLINE)
+    except orjson.JSONEncodeError:  # half a surrogate pair, such as Python makes of a file name that is not UTF-8
+        return json.dumps(event, default=str).encode() + b"\n"
 
 
 class _Bound(structlog.BoundLoggerBase):
@@ -108,19 +115,45 @@ class _RotatingFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._open()
+        self._failed = False
+        with self._storage():
+            self._open()
 
     def write(self, line: bytes) -> None:
-        """Append one whole line."""
-        os.write(self._handle, line)
+        """Append one whole line. Raises StorageError the first time that the disk refuses, then drops what comes."""
+        if self._failed:
+            return
+        with self._storage():
+            self._append(line)
+            if self._bytes >= ROTATE_BYTES:
+                self._rotate()
+
+    @contextmanager
+    def _storage(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._failed = True
+            raise StorageError(
+                f"writing {self._path}: {error.strerror or type(error).__name__}; free some space or check the disk, "
+                "then run the same command again: what was committed is safe"
+            ) from error
+
+    def _append(self, line: bytes) -> None:
+        left = line
+        while left:
+            left = left[os.write(self._handle, left) :]
         self._bytes += len(line)
-        if self._bytes >= ROTATE_BYTES:
-            self.close()
+
+    def _rotate(self) -> None:
+        self.close()
+        try:
             for number in range(KEEP_FILES - 1, 0, -1):
                 older = self._numbered(number)
                 if older.exists():
                     older.replace(self._numbered(number + 1))
             self._path.replace(self._numbered(1))
+        finally:
             self._open()
 
     def close(self) -> None:
@@ -128,8 +161,10 @@ class _RotatingFile:
         os.close(self._handle)
 
     def _open(self) -> None:
-        self._handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         self._bytes = os.fstat(self._handle).st_size
+        if self._bytes and os.pread(self._handle, 1, self._bytes - 1) != b"\n":
+            self._append(b"\n")  # a line that a crash or a full disk cut must not spoil the next one
 
     def _numbered(self, number: int) -> Path:
         return self._path.with_name(f"{self._path.stem}.{number}{self._path.suffix}")

@@ -1,0 +1,1 @@
+"""Where ranges run."""

@@ -1,0 +1,208 @@
+"""The local engine: one process, one event loop; workers send, one sealer turns finished ranges into parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from pipeline.log import Event, EventLog
+from pipeline.plan import Plan, range_digest
+from pipeline.store.folder import Layout, Sealer, export_attempts
+from pipeline.store.journal import Journal, Part, Span
+from pipeline.store.manifest import write_manifest
+from pipeline.store.parts import part_schema
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from anyio.streams.memory import MemoryObjectReceiveStream
+
+    from pipeline.clock import Clock
+    from pipeline.lanes.online import OnlineLane
+    from pipeline.lanes.stop import Stop
+    from pipeline.sources.base import Source
+
+MANIFEST_EVERY_S = 1.0
+ATTEMPTS_AT_ONCE = 20_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealRules:
+    """What parts are made of."""
+
+    carried: pa.Schema
+    compression: str
+    fingerprint: str
+    variants: dict[str, Any]
+
+
+class Sealing:
+    """Turns ranges into parts, one at a time, beside the workers."""
+
+    def __init__(
+        self,
+        *,
+        layout: Layout,
+        journal: Journal,
+        rules: SealRules,
+        schema: Callable[[], pa.Schema],
+        completed: MemoryObjectReceiveStream[Span],
+        sealed: Callable[[int], None],
+        log: EventLog,
+        clock: Clock,
+    ) -> None:
+        """Wire it up.
+
+        `completed` brings ranges whose rows are all committed; `sealed` is told of each that became a part.
+        `schema` gives the operation's columns; it raises LookupError while a fact of the run is unknown.
+        """
+        self._layout = layout
+        self._journal = journal
+        self._rules = rules
+        self._schema = schema
+        self._sealed = sealed
+        self._log = log
+        self._clock = clock
+        self._completed = completed
+        self._waiting: list[Span] = []
+        self._manifest_due = 0.0
+
+    async def run(self) -> None:
+        """Seal what comes, until no more can come. Raises StorageError, DamageError."""
+        with self._completed:
+            async for span in self._completed:
+                self._waiting.append(span)
+                await self._seal_waiting()
+
+    async def finish(self, source: Source, *, values: frozenset[str] | None, carried: tuple[str, ...]) -> None:
+        """Seal what waited for a fact, and the finished head of the lowest open range; export the rest."""
+        await self._seal_waiting()
+        await self._journal.flush()
+        with self._journal.reader() as reader:
+            spans = reader.spans()
+        if spans and not self._waiting:
+            await self._seal_head(spans[0], source, values=values, carried=carried)
+        await export_attempts(self._layout, self._journal, at_least=1)
+        self._write_manifest()
+
+    async def _seal_waiting(self) -> None:
+        while self._waiting and (sealer := self._sealer()) is not None:
+            span = self._waiting.pop(0)
+            await self._seal(sealer, span, last=span.last, finish=span.finish or "", digest=span.digest or "")
+
+    async def _seal_head(
+        self, span: Span, source: Source, *, values: frozenset[str] | None, carried: tuple[str, ...]
+    ) -> None:
+        """Seal the finished rows at the head of an open range; what remains stays a range of its own."""
+        sealer = self._sealer()
+        if sealer is None:
+            return
+        readable_to = await anyio.to_thread.run_sync(sealer.readable_to, span)
+        with self._journal.reader() as reader:
+            done = reader.done(span.first, min(readable_to - 1, span.last))
+        length = done.find(0)
+        end = span.first + (len(done) if length < 0 else length)
+        if end <= span.first or not await anyio.to_thread.run_sync(
+            lambda: _is_unchanged(source, span, values=values, carried=carried)
+        ):
+            return
+        digest, finish = await anyio.to_thread.run_sync(
+            lambda: range_digest(source, span.start, end, values=values, carried=carried)
+        )
+        rest = None
+        if end <= span.last:
+            read_to = span.first + span.read
+            rest_digest, _ = await anyio.to_thread.run_sync(
+                lambda: range_digest(source, finish, read_to, values=values, carried=carried)
+            )
+            rest = Span(
+                first=end, last=span.last, start=finish, read=read_to - end, digest=rest_digest, finish=span.finish
+            )
+        await self._seal(sealer, span, last=end - 1, finish=finish, digest=digest, rest=rest)
+
+    async def _seal(
+        self, sealer: Sealer, span: Span, *, last: int, finish: str, digest: str, rest: Span | None = None
+    ) -> None:
+        part: Part = await anyio.to_thread.run_sync(
+            lambda: sealer.part_of(span, last=last, finish=finish, digest=digest)
+        )
+        await self._journal.seal(part, rest=rest)
+        sealer.forget_spool(span.first)
+        self._sealed(span.first)
+        self._log.emit(Event.PART_SEALED, part=part.name, ok=part.ok, failed=part.failed, bytes=part.bytes)
+        await export_attempts(self._layout, self._journal, at_least=ATTEMPTS_AT_ONCE)
+        if self._clock.now() >= self._manifest_due:
+            self._write_manifest()
+            self._manifest_due = self._clock.now() + MANIFEST_EVERY_S
+
+    def _sealer(self) -> Sealer | None:
+        """None while the columns' types are not known."""
+        try:
+            schema = part_schema(self._rules.carried, self._schema())
+        except LookupError:
+            return None
+        return Sealer(
+            layout=self._layout,
+            schema=schema,
+            carries=len(self._rules.carried) > 0,
+            compression=self._rules.compression,
+        )
+
+    def _write_manifest(self) -> None:
+        with self._journal.reader() as reader:
+            parts = reader.parts()
+        sealer = self._sealer()
+        write_manifest(
+            self._layout.manifest,
+            parts=parts,
+            fingerprint=self._rules.fingerprint,
+            variants=self._rules.variants,
+            schema=[] if sealer is None else sealer.schema.names,
+        )
+
+
+def _is_unchanged(source: Source, span: Span, *, values: frozenset[str] | None, carried: tuple[str, ...]) -> bool:
+    """Whether the input still holds what was read of a range: only then do its answers belong to its rows."""
+    read, _ = range_digest(source, span.start, span.first + span.read, values=values, carried=carried)
+    return read == span.digest
+
+
+async def run_local(
+    *, lane: OnlineLane, plan: Plan, sealing: Sealing, workers: int, stop: Stop, grace_s: float, clock: Clock
+) -> None:
+    """Let workers send until the plan is empty or the run stops; calls in flight then have `grace_s` seconds to end."""
+    grace = anyio.CancelScope()
+    async with anyio.create_task_group() as background:
+        background.start_soon(_seal_all, sealing, stop)
+        background.start_soon(_abandon_after, stop, grace, grace_s, clock)
+        try:
+            async with anyio.create_task_group() as pool:
+                for _ in range(workers):
+                    pool.start_soon(lane.work)
+        finally:
+            grace.cancel()
+            with anyio.CancelScope(shield=True):
+                await _close(plan, stop)
+
+
+async def _seal_all(sealing: Sealing, stop: Stop) -> None:
+    try:
+        await sealing.run()
+    except Exception as error:  # noqa: BLE001 - a failure in the background is a failure of the run, told once
+        stop.request(error)
+
+
+async def _close(plan: Plan, stop: Stop) -> None:
+    try:
+        await plan.close()
+    except Exception as error:  # noqa: BLE001 - a spool that cannot be ended is a failure of the run, told once
+        stop.request(error)
+
+
+async def _abandon_after(stop: Stop, scope: anyio.CancelScope, grace_s: float, clock: Clock) -> None:
+    with scope:
+        await stop.requested.wait()
+        await clock.sleep(grace_s)
+        stop.abandon()

@@ -1,0 +1,381 @@
+"""The online lane: a pool of workers, each with one request in hand, which it commits before it takes the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, assert_never
+
+import anyio
+
+from pipeline.errors import ReplyError
+from pipeline.lanes.stop import Stop, Stopped
+from pipeline.log import Event, EventLog, Level
+from pipeline.model import Attempt, Call, ErrorInfo, Item, Outcome, Reply, RequestInfo, RowResult
+from pipeline.pace.retry import (
+    Done,
+    Fail,
+    History,
+    Reauthorise,
+    Refused,
+    Retry,
+    RetryRules,
+    Spent,
+    Throttle,
+    TooLong,
+    decide,
+)
+from pipeline.pace.verdict import Answered, BadReply, RowRefused, Verdict
+from pipeline.plan import Plan, Settled, Task
+from pipeline.service.classify import classify
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from pipeline.clock import Clock
+    from pipeline.operations.base import Operation
+    from pipeline.service.deployment import Deployment, Exchange
+    from pipeline.service.pool import Pool
+    from pipeline.store.journal import Journal
+
+MAX_STORED_RESPONSE_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneRules:
+    """What the job says of sending. `raw`: none, failed or all replies are kept."""
+
+    retry: RetryRules
+    raw: str
+    variant: str
+
+
+@dataclass(slots=True, kw_only=True)
+class _Asked:
+    """One request on its way: what it met so far. `ended_at` is when its last attempt ended, monotonic seconds."""
+
+    items: tuple[Item, ...]
+    history: History = field(default_factory=History)
+    attempts: list[Attempt] = field(default_factory=list)
+    ended_at: float | None = None
+
+    def met(self, verdict: Verdict, *, sent_at: float, ended_at: float) -> None:
+        """Note one more attempt."""
+        waited_s = 0.0 if self.ended_at is None else sent_at - self.ended_at
+        self.history = replace(self.history, waited_s=waited_s).after(verdict)
+        self.ended_at = ended_at
+
+
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """A pack was refused: what remains of it, to be asked in smaller packs, and the row that was named, if any."""
+
+    packs: tuple[tuple[Item, ...], ...]
+    named: Outcome | None
+
+
+class OnlineLane:
+    """Sends tasks. Any number of `work` coroutines share one lane.
+
+    `operation` is the operation as the run knows it; it is replaced when a first reply fixes a fact of the run.
+    """
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        pool: Pool,
+        journal: Journal,
+        operation: Operation,
+        facts: dict[str, int],
+        rules: LaneRules,
+        stop: Stop,
+        log: EventLog,
+        clock: Clock,
+        random: Callable[[], float],
+    ) -> None:
+        self.operation = operation.settled(facts)
+        self.in_flight = 0
+        self._plan = plan
+        self._pool = pool
+        self._journal = journal
+        self._facts = facts
+        self._rules = rules
+        self._stop = stop
+        self._log = log
+        self._clock = clock
+        self._random = random
+
+    def schema(self) -> pa.Schema:
+        """The result columns. Raises LookupError while a fact of the run is unknown."""
+        return self.operation.schema()
+
+    async def work(self) -> None:
+        """Take tasks until there are no more or the run stops; each is durable before the next is taken."""
+        try:
+            while self._stop.cause is None:
+                with self._stop.waiting():
+                    work = await self._plan.next()
+                if work is None:
+                    return
+                match work:
+                    case Settled(rows=rows):
+                        await self._commit(Outcome(rows=rows, request=RequestInfo(variant=self._rules.variant)))
+                    case Task(items=items):
+                        await self._ask_all(items)
+                    case _:
+                        assert_never(work)
+                self._plan.finished(work)
+        except Stopped:
+            return
+        except Exception as error:  # noqa: BLE001 - a failure in one worker is a failure of the run, told once
+            self._stop.request(error)
+
+    async def _ask_all(self, items: tuple[Item, ...]) -> None:
+        """Ask for every item. A refused pack is asked again in smaller packs; what is answered is committed at once."""
+        packs = [items]
+        while packs:
+            asked = _Asked(items=packs.pop())
+            try:
+                end = await self._ask(asked)
+            except BaseException:
+                if asked.attempts:
+                    with anyio.CancelScope(shield=True):
+                        await self._journal.keep_attempts(tuple(asked.attempts))
+                raise
+            match end:
+                case Outcome():
+                    await self._commit(end)
+                case _Split(packs=smaller, named=named):
+                    if named is None:
+                        await self._journal.keep_attempts(tuple(asked.attempts))
+                    else:
+                        await self._commit(named)
+                    packs.extend(reversed(smaller))
+                case _:
+                    assert_never(end)
+
+    async def _ask(self, asked: _Asked) -> Outcome | _Split:
+        """Send one request as often as it takes. Raises Stopped; the rows then stay pending."""
+        tokens = sum(item.tokens for item in asked.items)
+        while True:
+            deployment = self._pool.pick(tokens)
+            call = self.operation.build(asked.items, deployment.target)
+            if not await self._leave(deployment, call.tokens, again=asked.ended_at is not None):
+                continue
+            exchange = await self._send(deployment, call)
+            verdict, results = self._judge(asked.items, exchange)
+            asked.met(verdict, sent_at=exchange.sent_at, ended_at=self._clock.now())
+            self._note(asked, deployment, exchange, verdict, results, call.tokens)
+            decision = decide(verdict, asked.history, self._rules.retry, random=self._random)
+            match decision:
+                case Done():
+                    self._pool.answered(deployment)
+                    await self._learn(results)
+                    return self._outcome(asked, deployment, exchange, results)
+                case Fail(error=error):
+                    if isinstance(verdict, RowRefused):
+                        self._pool.answered(deployment)
+                        if any(item.content != asked.items[0].content for item in asked.items):
+                            return self._split(asked, deployment, exchange, error)
+                    return self._outcome(asked, deployment, exchange, _all_failed(asked.items, error, exchange))
+                case Retry(after_s=after_s):
+                    with self._stop.waiting():
+                        await self._clock.sleep(after_s)
+                case Throttle() | Reauthorise() | Refused() | Spent() | TooLong():
+                    await self._heed(deployment, decision, exchange)
+                case _:
+                    assert_never(decision)
+
+    async def _heed(
+        self, deployment: Deployment, notice: Throttle | Reauthorise | Refused | Spent | TooLong, exchange: Exchange
+    ) -> None:
+        """Have the pool do what an answer asks of a deployment, and say what a person would wonder about."""
+        if isinstance(notice, Throttle) and notice.worth_saying:
+            self._log.emit(Event.PAUSED, Level.WARNING, deployment=deployment.name, seconds=notice.hint_s)
+        with self._stop.waiting():
+            aside = await self._pool.heed(deployment, notice, exchange)
+        if aside is not None:
+            self._log.emit(
+                Event.DEPLOYMENT_SET_ASIDE,
+                Level.WARNING,
+                deployment=aside.deployment,
+                kind=aside.kind.value,
+                code=aside.error.code,
+                http_status=aside.error.http_status,
+            )
+
+    async def _leave(self, deployment: Deployment, tokens: int, *, again: bool) -> bool:
+        """Have leave to send; False when the deployment was set aside meanwhile."""
+        if deployment.try_leave(tokens):
+            return True
+        with self._stop.waiting():
+            return await deployment.leave(tokens, again=again)
+
+    async def _send(self, deployment: Deployment, call: Call) -> Exchange:
+        self.in_flight += 1
+        try:
+            with self._stop.sending():
+                return await deployment.send(call)
+        finally:
+            self.in_flight -= 1
+
+    def _judge(self, items: Sequence[Item], exchange: Exchange) -> tuple[Verdict, list[RowResult]]:
+        """What the exchange came to, with the results when it is an answer that holds."""
+        verdict = classify(exchange.reply)
+        if not isinstance(verdict, Answered) or not isinstance(exchange.reply, Reply):
+            return verdict, []
+        try:
+            results = self.operation.parse(items, exchange.reply)
+            self._agree(results)
+        except ReplyError as error:
+            return BadReply(error=replace(error.info, http_status=exchange.reply.status)), []
+        return verdict, results
+
+    def _agree(self, results: Sequence[RowResult]) -> None:
+        """Raise ReplyError when a reply says otherwise than what the run has fixed."""
+        for name, value in self.operation.facts(results).items():
+            known = self._facts.get(name, value)
+            if known != value:
+                raise ReplyError(code="bad_reply", message=f"{name} is {value}, but the run began with {known}")
+
+    async def _learn(self, results: Sequence[RowResult]) -> None:
+        """Keep what a first reply fixes for the whole run, before any row that rests on it."""
+        facts = dict(self.operation.facts(results))
+        if facts.keys() - self._facts.keys():
+            self._facts.update(facts)
+            self.operation = self.operation.settled(self._facts)
+            with anyio.CancelScope(shield=True):
+                await self._journal.note("facts", self._facts)
+
+    def _note(
+        self,
+        asked: _Asked,
+        deployment: Deployment,
+        exchange: Exchange,
+        verdict: Verdict,
+        results: Sequence[RowResult],
+        tokens: int,
+    ) -> None:
+        """Keep the attempt for the journal and say it in the log."""
+        reply = exchange.reply
+        name = "pack_refused" if isinstance(verdict, RowRefused) and len(asked.items) > 1 else verdict.name
+        error = None if isinstance(verdict, Answered) else verdict.error
+        hint_s = getattr(verdict, "hint_s", None)
+        attempt = Attempt(
+            ordinals=tuple(item.ordinal for item in asked.items),
+            deployment=deployment.name,
+            started_at=exchange.started_at,
+            latency_ms=reply.latency_ms,
+            status=reply.status if isinstance(reply, Reply) else None,
+            verdict=name,
+            code=None if error is None else error.code,
+            client_request_id=exchange.client_request_id,
+            request_id=exchange.request_id,
+            apim_request_id=exchange.apim_request_id,
+            region=exchange.region,
+            estimated_tokens=tokens,
+            input_tokens=_summed(results, "input_tokens"),
+            output_tokens=_summed(results, "output_tokens"),
+            retry_after_ms=None if hint_s is None else hint_s * 1000,
+        )
+        asked.attempts.append(attempt)
+        self._log.emit(
+            Event.ATTEMPT,
+            Level.DEBUG,
+            first=attempt.ordinals[0],
+            last=attempt.ordinals[-1],
+            rows=len(attempt.ordinals),
+            deployment=attempt.deployment,
+            status=attempt.status,
+            verdict=attempt.verdict,
+            code=attempt.code,
+            latency_ms=round(attempt.latency_ms, 3),
+            client_request_id=attempt.client_request_id,
+            request_id=attempt.request_id,
+            apim_request_id=attempt.apim_request_id,
+        )
+
+    def _outcome(
+        self, asked: _Asked, deployment: Deployment, exchange: Exchange, results: Sequence[RowResult]
+    ) -> Outcome:
+        reply = exchange.reply
+        return Outcome(
+            rows=tuple(results),
+            request=RequestInfo(
+                attempts=sum(attempt.verdict not in _NO_ATTEMPT for attempt in asked.attempts),
+                deployment=deployment.name,
+                model=deployment.target.model,
+                variant=self._rules.variant,
+                client_request_id=exchange.client_request_id,
+                request_id=exchange.request_id,
+                apim_request_id=exchange.apim_request_id,
+                region=exchange.region,
+                latency_ms=reply.latency_ms,
+                finished_at=self._clock.wall(),
+            ),
+            attempts=tuple(asked.attempts),
+        )
+
+    def _split(self, asked: _Asked, deployment: Deployment, exchange: Exchange, error: ErrorInfo) -> _Split:
+        """Cut a refused pack down: take out the row that the error names, else halve it."""
+        items = asked.items
+        named = self.operation.blame(items, error)
+        if named is None:
+            middle = len(items) // 2
+            packs: tuple[tuple[Item, ...], ...] = (items[:middle], items[middle:])
+            end = None
+        else:
+            # Rows that ask for the same were refused with the one that is named.
+            guilty = [item for item in items if item.content == items[named].content]
+            rest = tuple(item for item in items if item.content != items[named].content)
+            packs = (rest,) if rest else ()
+            end = self._outcome(asked, deployment, exchange, _all_failed(guilty, error, exchange))
+        self._log.emit(
+            Event.PACK_SPLIT,
+            Level.DEBUG,
+            first=items[0].ordinal,
+            rows=len(items),
+            named=None if named is None else items[named].ordinal,
+            code=error.code,
+        )
+        return _Split(packs=packs, named=end)
+
+    async def _commit(self, outcome: Outcome) -> None:
+        """Keep an outcome, with the replies that the job wants kept."""
+        keep = self._rules.raw
+        rows = tuple(
+            row
+            if row.response is None or keep == "all" or (keep == "failed" and not row.ok)
+            else replace(row, response=None)
+            for row in outcome.rows
+        )
+        with anyio.CancelScope(shield=True):
+            await self._journal.commit(replace(outcome, rows=rows))
+        for row in rows:
+            if row.error is not None:
+                self._log.emit(
+                    Event.ROW_FAILED,
+                    Level.WARNING,
+                    ordinal=row.ordinal,
+                    type=row.error.type.value,
+                    code=row.error.code,
+                    http_status=row.error.http_status,
+                    request_id=outcome.request.request_id,
+                )
+
+
+_NO_ATTEMPT = ("throttled", "unauthorized")
+
+
+def _all_failed(items: Sequence[Item], error: ErrorInfo, exchange: Exchange) -> list[RowResult]:
+    """Every item, failed with the same error; the reply is kept where it is text of a sane size."""
+    response = None
+    if isinstance(exchange.reply, Reply) and len(exchange.reply.body) <= MAX_STORED_RESPONSE_BYTES:
+        response = exchange.reply.body or None
+    return [RowResult(ordinal=item.ordinal, error=error, response=response) for item in items]
+
+
+def _summed(results: Sequence[RowResult], name: str) -> int | None:
+    counts = [count for row in results if row.usage is not None and (count := getattr(row.usage, name)) is not None]
+    return sum(counts) if counts else None

@@ -1,0 +1,371 @@
+"""The online lane: what each answer does to a row, to a deployment and to the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import anyio
+import httpx
+import pytest
+from in_memory import SIZE, Bench, Said, Service, refusal
+
+from pipeline.errors import StoppedEarlyError
+
+TRANSIENT = {
+    408: "APIStatusError",
+    409: "ConflictError",
+    425: "APIStatusError",
+    500: "InternalServerError",
+    502: "InternalServerError",
+    503: "InternalServerError",
+    504: "InternalServerError",
+    529: "InternalServerError",
+}
+NO_REPLY: dict[str, tuple[Callable[[], Exception], str]] = {
+    "refused": (lambda: httpx.ConnectError("connection refused"), "APIConnectionError"),
+    "no time to connect": (lambda: httpx.ConnectTimeout("x"), "APITimeoutError"),
+    "no time to read": (lambda: httpx.ReadTimeout("x"), "APITimeoutError"),
+    "cut": (lambda: httpx.ReadError("x"), "APIConnectionError"),
+    "no HTTP": (lambda: httpx.RemoteProtocolError("x"), "APIConnectionError"),
+}
+UNUSABLE = {
+    "nothing": b"",
+    "an empty object": b"{}",
+    "a page": b"<html>busy</html>",
+    "a cut reply": b'{"choices": [{"index": 0, "message": {"role": "assi',
+    "another shape": b'{"choices": "none"}',
+    "opening brackets": b"[" * 100_000,
+}
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(folder=tmp_path, operation="chat", changes={"run": {"workers": 1}}).texts("a", "b", "c")
+
+
+def on(text: str, said: Callable[[int], Said]) -> Callable[[list[str], int], Said]:
+    """Answer a text's calls by how often it came; others as usual."""
+    seen = 0
+
+    def judge(texts: list[str], calls: int) -> Said:
+        nonlocal seen
+        if text not in texts:
+            return None
+        seen += 1
+        return said(seen)
+
+    return judge
+
+
+@pytest.mark.anyio
+async def test_a_row_fails_at_its_eighth_transient_fault_with_its_type(bench: Bench) -> None:
+    faults: dict[str, tuple[Callable[[], Said], str]] = {**NO_REPLY}
+    for status, type_ in TRANSIENT.items():
+        faults[str(status)] = (partial(refusal, status, "busy"), type_)
+    bench.changes["run"] = {"workers": len(faults)}
+    bench.texts("fine", *faults)
+    service = Service(lambda texts, _: faults[texts[0]][0]() if texts[0] in faults else None)
+    summary = await bench.run(service)
+    assert {name: service.calls.count([name]) for name in faults} == dict.fromkeys(faults, 8)
+    first, *table = bench.table()
+    assert first["status"] == "ok"
+    assert {row["text"]: row["error"]["type"] for row in table} == {name: type_ for name, (_, type_) in faults.items()}
+    assert {row["request"]["attempts"] for row in table} == {8}
+    for row in table:
+        assert row["error"]["http_status"] == (int(row["text"]) if row["text"].isdigit() else None)
+    assert (summary.rows.ok, summary.rows.failed) == (1, len(faults))
+
+
+@pytest.mark.anyio
+async def test_a_row_that_is_answered_in_time_is_ok(bench: Bench) -> None:
+    bench.changes["run"] = {"workers": 8}
+    bench.texts(*map(str, range(8)))
+    seen: dict[str, int] = {}
+
+    def judge(texts: list[str], calls: int) -> Said:
+        seen[texts[0]] = seen.get(texts[0], 0) + 1
+        return refusal(500) if seen[texts[0]] <= int(texts[0]) else None
+
+    summary = await bench.run(Service(judge))
+    bench.assert_rows(range(8))
+    assert summary.exit_code == 0
+    assert [row["request"]["attempts"] for row in bench.table()] == list(range(1, 9))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("most", [1, 2, 5])
+async def test_max_attempts_is_how_many_faults_a_row_may_meet(bench: Bench, most: int) -> None:
+    bench.changes["run"]["max_attempts"] = most
+    service = Service(on("b", lambda _: refusal(500)))
+    await bench.run(service)
+    assert service.calls.count(["b"]) == most
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("body", UNUSABLE)
+async def test_a_third_answer_that_cannot_be_used_fails_the_row(bench: Bench, body: str) -> None:
+    service = Service(on("b", lambda _: httpx.Response(200, content=UNUSABLE[body])))
+    await bench.run(service)
+    assert service.calls.count(["b"]) == 3
+    assert bench.failed() == {1: ("ReplyError", "bad_reply")}
+    assert {one["verdict"] for one in bench.attempts() if one["ordinals"] == [1]} == {"bad_reply"}
+
+
+@pytest.mark.anyio
+async def test_two_answers_that_cannot_be_used_are_forgiven(bench: Bench) -> None:
+    service = Service(on("b", lambda seen: httpx.Response(200, json={}) if seen <= 2 else None))
+    assert (await bench.run(service)).exit_code == 0
+    bench.assert_rows(range(3))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("header", ["retry-after-ms", "x-ms-retry-after-ms"])
+async def test_being_throttled_is_never_an_attempt(bench: Bench, header: str) -> None:
+    service = Service(on("b", lambda seen: refusal(429, "slow", headers={header: "1"}) if seen <= 20 else None))
+    summary = await bench.run(service)
+    bench.assert_rows(range(3))
+    assert summary.throttled == 20
+    assert bench.table()[1]["request"]["attempts"] == 1
+    assert service.calls.count(["b"]) == 21
+
+
+@pytest.mark.anyio
+async def test_a_credential_refused_twice_stops_the_run_and_fails_no_row(bench: Bench) -> None:
+    bench.changes["run"] = {"workers": 3}
+    service = Service(lambda texts, _: None if texts == ["a"] else refusal(401, "401", "Access denied"))
+    summary = await bench.run(service)
+    assert (summary.state, summary.exit_code) == ("refused", 3)
+    assert "Access denied" in (summary.reason or "")
+    assert (summary.rows.ok, summary.rows.failed) == (1, 0)
+    assert len(service.calls) <= 1 + 2 * 2
+    bench.assert_rows([0])
+    assert (await bench.run(Service())).exit_code == 0
+    bench.assert_rows(range(3))
+
+
+@pytest.mark.anyio
+async def test_a_credential_refused_once_is_renewed_and_costs_no_attempt(bench: Bench) -> None:
+    service = Service(on("b", lambda seen: refusal(401) if seen == 1 else None))
+    summary = await bench.run(service)
+    assert summary.exit_code == 0
+    assert bench.table()[1]["request"]["attempts"] == 1
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("code", ["insufficient_quota", "billing_hard_limit_reached"])
+async def test_an_empty_account_stops_the_run_at_its_first_word(bench: Bench, code: str) -> None:
+    service = Service(lambda texts, _: None if texts == ["a"] else refusal(429, code))
+    summary = await bench.run(service)
+    assert (summary.state, summary.exit_code) == ("refused", 3)
+    assert service.calls == [["a"], ["b"]]
+    assert summary.rows.failed == 0
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("status", [301, 302, 307, 308, 403, 404])
+async def test_a_deployment_that_refuses_three_times_in_a_row_stops_the_run(bench: Bench, status: int) -> None:
+    service = Service(lambda texts, _: None if texts == ["a"] else refusal(status, "DeploymentNotFound"))
+    summary = await bench.run(service)
+    assert (summary.state, summary.exit_code) == ("refused", 3)
+    assert service.calls == [["a"], ["b"], ["b"], ["b"]]
+    assert (summary.rows.ok, summary.rows.failed) == (1, 0)
+    assert [one["verdict"] for one in bench.attempts()] == ["answered", *["deployment_refused"] * 3]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("status", [403, 404])
+async def test_refusals_with_successes_between_them_stop_nothing(bench: Bench, status: int) -> None:
+    seen: dict[str, int] = {}
+
+    def judge(texts: list[str], calls: int) -> Said:
+        seen[texts[0]] = seen.get(texts[0], 0) + 1
+        return refusal(status) if seen[texts[0]] <= 2 else None
+
+    assert (await bench.run(Service(judge))).exit_code == 0
+    bench.assert_rows(range(3))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("status", [429, 500, 503])
+async def test_a_pause_longer_than_allowed_ends_the_run_and_says_when_to_come_back(bench: Bench, status: int) -> None:
+    service = Service(on("b", lambda _: refusal(status, "later", headers={"retry-after": "86400"})))
+    summary = await bench.run(service)
+    assert (summary.state, summary.exit_code) == ("stopped", StoppedEarlyError.exit_code)
+    assert "86400 s" in (summary.reason or "")
+    assert summary.rows.failed == 0
+    assert (await bench.run(Service())).rows.ok == 3
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda: refusal(401),
+        lambda: refusal(404),
+        lambda: refusal(429, "insufficient_quota"),
+        lambda: refusal(429, headers={"retry-after": "86400"}),
+        lambda: httpx.ConnectError("[Errno -2] Name or service not known"),
+    ],
+    ids=["unauthorized", "not found", "spent", "paused", "unknown host"],
+)
+async def test_one_deployment_that_is_set_aside_leaves_the_work_to_the_other(
+    bench: Bench, answer: Callable[[], Said]
+) -> None:
+    bench.changes["deployments"] = [
+        {"endpoint": f"https://{name}.openai.azure.com", "deployment": name, "api": "azure", "model": "m"}
+        for name in ("bad", "good")
+    ]
+    bench.texts(*"abcdefgh")
+
+    class Two(Service):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            if request.url.host.startswith("good"):
+                return await super().handle_async_request(request)
+            said = answer()
+            if isinstance(said, Exception):
+                raise said
+            assert said is not None
+            return said
+
+    summary = await bench.run(Two())
+    assert summary.exit_code == 0
+    bench.assert_rows(range(8))
+    assert {row["request"]["deployment"] for row in bench.table()} == {"good"}
+    assert [use.set_aside is not None for use in summary.deployments] == [True, False]
+    assert [event["deployment"] for event in bench.events if event["event"] == "deployment_set_aside"] == ["bad"]
+
+
+@pytest.fixture
+def embeddings(tmp_path: Path) -> Bench:
+    changes = {"run": {"workers": 1}, "request": {"input": "{{ text }}"}}
+    return Bench(folder=tmp_path, max_inputs=2, changes=changes).texts(*"abcdef")
+
+
+@pytest.mark.anyio
+async def test_a_vector_size_that_nobody_knows_is_learnt_from_the_first_reply_and_kept(embeddings: Bench) -> None:
+    summary = await embeddings.run(Service(), limit=2)
+    with embeddings.journal() as journal:
+        assert journal.noted("facts") == {"vector_size": SIZE}
+    assert summary.rows.ok == 2
+    assert (await embeddings.run(Service())).exit_code == 0
+    embeddings.assert_rows(range(6))
+    assert len({str(schema) for schema in embeddings.schemas()}) == 1
+
+
+@pytest.mark.anyio
+async def test_vectors_of_another_size_than_the_first_fail_their_rows(embeddings: Bench) -> None:
+    service = Service(size=lambda calls: SIZE if calls == 1 else SIZE + 1)
+    await embeddings.run(service)
+    assert embeddings.failed() == dict.fromkeys(range(2, 6), ("ReplyError", "bad_reply"))
+    embeddings.assert_rows(range(6))
+    assert len(service.calls) == 1 + 2 * 3
+
+
+@pytest.mark.anyio
+async def test_first_replies_of_two_sizes_at_once_agree_on_one(embeddings: Bench) -> None:
+    embeddings.changes["run"] = {"workers": 3}
+    await embeddings.run(Service(size=lambda calls: SIZE + calls % 2, latency_s=0.02))
+    with embeddings.journal() as journal:
+        size = journal.noted("facts")["vector_size"]
+    table = embeddings.table()
+    assert [row["ordinal"] for row in table] == list(range(6))
+    assert {len(row["embedding"]) for row in table if row["status"] == "ok"} == {size}
+
+
+@pytest.mark.anyio
+async def test_ranges_of_failed_rows_wait_for_the_size_and_are_sealed_with_it(embeddings: Bench) -> None:
+    embeddings.changes["output"] = {"part_rows": 2}
+    embeddings.changes["run"]["window"] = "1B"
+    with anyio.fail_after(20):
+        await embeddings.run(Service(lambda texts, _: refusal(400) if set(texts) & set("abcd") else None))
+    assert set(embeddings.failed()) == {0, 1, 2, 3}
+    embeddings.assert_rows(range(6))
+    assert len(embeddings.parts()) == 3
+
+
+@pytest.mark.anyio
+async def test_rows_without_any_answer_wait_in_the_journal_for_a_size(embeddings: Bench) -> None:
+    summary = await embeddings.run(Service(lambda texts, _: refusal(400)))
+    assert (summary.rows.failed, summary.rows.not_in_parts) == (6, 6)
+    embeddings.rows.append({"id": "new", "text": "new", "n": 6})
+    service = Service()
+    await embeddings.run(service)
+    assert service.calls == [["new"]]
+    embeddings.assert_rows(range(7))
+    assert set(embeddings.failed()) == set(range(6))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("raw", "kept"), [("all", [True, True]), ("failed", [False, True]), ("none", [False, False])])
+async def test_replies_are_kept_as_far_as_the_job_wants(bench: Bench, raw: str, kept: list[bool]) -> None:
+    bench.changes["output"] = {"raw": raw}
+    await bench.run(Service(on("b", lambda _: refusal(400))))
+    assert [row["response"] is not None for row in bench.table()[:2]] == kept
+
+
+@pytest.mark.anyio
+async def test_an_error_body_beyond_a_megabyte_is_not_kept(bench: Bench) -> None:
+    await bench.run(Service(on("b", lambda _: httpx.Response(400, content=b"x" * (1024 * 1024 + 1)))))
+    assert bench.table()[1]["response"] is None
+    assert len(bench.table()[1]["error"]["message"]) <= 500
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("status", [429, 500])
+async def test_a_wait_ends_at_once_when_the_run_stops(bench: Bench, status: int) -> None:
+    bench.changes["run"] = {"workers": 3, "deadline": "200ms"}
+    service = Service(on("b", lambda _: refusal(status, headers={"retry-after": "60"})))
+    with anyio.fail_after(5):
+        summary = await bench.run(service)
+    assert (summary.state, summary.exit_code) == ("stopped", 4)
+    assert summary.rows.failed == 0
+    assert service.calls.count(["b"]) == 1
+    assert [one["ordinals"] for one in bench.attempts()].count([1]) == 1, "the call that was made is on file"
+
+
+@pytest.mark.anyio
+async def test_calls_in_flight_that_end_within_the_grace_are_kept(bench: Bench) -> None:
+    bench.changes["run"] = {"workers": 2, "deadline": "50ms", "grace": "10s"}
+    with anyio.fail_after(5):
+        summary = await bench.run(Service(latency_s=0.3))
+    assert summary.exit_code == 4
+    assert summary.rows.ok == 2
+    bench.assert_rows([0, 1])
+
+
+@pytest.mark.anyio
+async def test_calls_in_flight_beyond_the_grace_are_abandoned_and_their_rows_pending(bench: Bench) -> None:
+    bench.changes["run"] = {"workers": 2, "deadline": "50ms", "grace": "50ms"}
+    with anyio.fail_after(5):
+        summary = await bench.run(Service(latency_s=60))
+    assert summary.exit_code == 4
+    assert (summary.rows.ok, summary.rows.failed) == (0, 0)
+    assert (await bench.run(Service())).rows.ok == 3
+
+
+@pytest.mark.anyio
+async def test_a_run_that_waits_for_the_window_stops_too(bench: Bench) -> None:
+    bench.changes |= {
+        "run": {"workers": 3, "window": "1B", "deadline": "100ms", "grace": "50ms"},
+        "output": {"part_rows": 2},
+    }
+    with anyio.fail_after(5):
+        summary = await bench.run(Service(latency_s=60))
+    assert summary.exit_code == 4
+    assert (await bench.run(Service())).rows.ok == 3
+    bench.assert_rows(range(3))
+
+
+@pytest.mark.anyio
+async def test_a_bug_in_a_worker_ends_the_run_and_is_not_swallowed(bench: Bench) -> None:
+    def broken(texts: list[str], calls: int) -> Said:
+        if texts == ["b"]:
+            raise ZeroDivisionError
+        return None
+
+    with anyio.fail_after(5), pytest.raises(ZeroDivisionError):
+        await bench.run(Service(broken))
+    assert (await bench.run(Service())).rows.ok == 3
+    bench.assert_rows(range(3))
