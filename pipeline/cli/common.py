@@ -1,0 +1,127 @@
+"""What commands share: options, reading a job with all its problems, finding a run, printing JSON."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from pipeline import operations
+from pipeline.errors import JobFileError, Problem
+from pipeline.views.text import json_text
+
+if TYPE_CHECKING:
+    from pipeline.job.load import Draft
+    from pipeline.job.spec import Job
+
+SIMULATED_SUFFIX = ".simulated"
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout and nothing else there.")
+
+
+def _cut(_: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """Cut each value at its first equals sign."""
+    pairs = [text.partition("=") for text in values]
+    for name, sign, _text in pairs:
+        if not sign or not name.strip():
+            raise click.BadParameter("must be of the form path=value, such as run.workers=8", param=parameter)
+    return tuple((name.strip(), text) for name, _sign, text in pairs)
+
+
+set_option = click.option(
+    "--set",
+    "overrides",
+    metavar="PATH=VALUE",
+    callback=_cut,
+    multiple=True,
+    help="Replace a value of the job file, such as run.workers=8 or request.dimensions=256. Repeatable.",
+)
+
+
+def job_argument(function: _Command) -> _Command:
+    """One job file."""
+    return click.argument("job_file", metavar="JOB", type=click.Path(path_type=Path))(function)
+
+
+def run_argument(function: _Command) -> _Command:
+    """A run, by its job file or its output folder."""
+    return click.argument("target", metavar="JOB_OR_FOLDER", type=click.Path(exists=True, path_type=Path))(function)
+
+
+def read_draft(path: Path, *, overrides: Mapping[str, str], simulate: bool) -> Draft:
+    """Read a job file with this process's environment."""
+    from pipeline.job.load import read  # noqa: PLC0415 - pydantic, for commands that read a job
+
+    return read(path, environ=os.environ, operations=operations.names(), overrides=overrides, simulate=simulate)
+
+
+def checked_job(draft: Draft) -> Job:
+    """Return the job. Raises JobFileError with every problem, those of the input's columns among them."""
+    if draft.job is not None:
+        return draft.job
+    raise JobFileError(in_order((*draft.problems, *input_problems(draft))))
+
+
+def input_problems(draft: Draft, *, result_columns: tuple[str, ...] = ()) -> tuple[Problem, ...]:
+    """Find what opening the input shows, in spite of problems elsewhere."""
+    from pipeline.sources import SourceError, open_source  # noqa: PLC0415 - pyarrow, likewise
+
+    if draft.input is None:
+        return ()
+    try:
+        source = open_source(draft.input.path, format=draft.input.format, columns=draft.input.columns)
+    except SourceError as error:
+        return (placed(draft, "input.path", str(error)),)
+    return draft.column_problems(source.schema.names, result_columns=result_columns)
+
+
+def placed(draft: Draft, path: str, message: str) -> Problem:
+    """Give what is wrong with a value its place in the job file."""
+    keys = tuple(path.split("."))
+    marks = draft.origin.marks
+    line, column = marks.get(keys) or marks.get((*keys, 0)) or (None, None)
+    return Problem(file=str(draft.file), line=line, column=column, path=path, message=message.removeprefix(f"{path}: "))
+
+
+def in_order(problems: tuple[Problem, ...]) -> tuple[Problem, ...]:
+    """Sort by place; what has none comes first."""
+    return tuple(sorted(problems, key=lambda problem: (problem.line or 0, problem.column or 0, problem.path)))
+
+
+def echo_json(value: object) -> None:
+    """Print JSON on stdout."""
+    click.echo(json_text(value))
+
+
+def find_run(target: Path) -> Path:
+    """Return the output folder that a job file or a folder means.
+
+    A job whose only run is a simulated one means that, which is said on stderr. Raises click.UsageError where there
+    is no run, JobFileError where the job file does not say where its output goes.
+    """
+    if target.is_dir():
+        root = target.parent if target.name == "_pipeline" else target
+        if (root / "_pipeline").is_dir():
+            return root
+        raise click.UsageError(f"{target} holds no run: give a job file, or the folder that its output.path names")
+    draft = read_draft(target, overrides={}, simulate=True)
+    if draft.output is None:
+        raise JobFileError(draft.problems)
+    root = draft.output.path
+    if (root / "_pipeline").is_dir():
+        return root
+    simulated = simulated_folder(root)
+    if (simulated / "_pipeline").is_dir():
+        click.echo(f"there is only a simulated run: {simulated}", err=True)
+        return simulated
+    raise click.UsageError(f"{target} has not been run yet: {root} does not exist; begin with: pipeline run {target}")
+
+
+def simulated_folder(root: Path) -> Path:
+    """Return the output folder of a job's rehearsals."""
+    return root.with_name(root.name + SIMULATED_SUFFIX)

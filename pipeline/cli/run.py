@@ -1,0 +1,114 @@
+"""`pipeline run`: run a job, or continue it."""
+
+from __future__ import annotations
+
+import shlex
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pipeline.cli.common import checked_job, echo_json, job_argument, json_option, read_draft, set_option
+from pipeline.cli.endings import end_quietly
+from pipeline.cli.memory import keep_memory_small
+
+if TYPE_CHECKING:
+    from pipeline.store.summary import Summary
+
+_LEVELS = ("debug", "info", "warning", "error")
+
+
+@click.command("run")
+@job_argument
+@click.option("--simulate", is_flag=True, help="Rehearse against the embedded simulator; no credential is touched.")
+@click.option(
+    "--simulate-speed",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="FACTOR",
+    help="Let quota time pass faster: at 60 an hour of quota passes in a minute.",
+)
+@set_option
+@click.option("--limit", type=click.IntRange(min=0), metavar="N", help="Only the first N rows of the input.")
+@click.option("--workers", metavar="N", help="Requests in flight at most (run.workers).")
+@click.option("--deadline", metavar="TIME", help="Stop cleanly after this long, such as 2h (run.deadline).")
+@click.option("--fail-on", metavar="WHEN", help="When failed rows make the exit code 1: any, never or a share (5%).")
+@click.option("--fresh", is_flag=True, help="Begin anew; the old output folder is moved aside, never deleted.")
+@json_option
+@click.option(
+    "--progress",
+    type=click.Choice(["auto", "rich", "plain", "none"]),
+    default="auto",
+    help="A status line (rich), a line every five seconds (plain), or nothing; auto looks at the terminal.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["auto", "console", "json"]),
+    default="auto",
+    help="Lines for a person or JSON on stderr; auto looks at the terminal.",
+)
+@click.option("--log-level", type=click.Choice(_LEVELS), default="info", help="The least important lines to print.")
+def command(
+    *,
+    job_file: Path,
+    simulate: bool,
+    simulate_speed: float | None,
+    overrides: tuple[tuple[str, str], ...],
+    limit: int | None,
+    workers: str | None,
+    deadline: str | None,
+    fail_on: str | None,
+    fresh: bool,
+    as_json: bool,
+    progress: str,
+    log_format: str,
+    log_level: str,
+) -> int:
+    """Run a job, or continue the run that its output folder holds.
+
+    The results are Parquet files in the job's output folder. Ctrl-C stops cleanly, a second one at once; either way
+    the same command continues. A run that is complete does nothing.
+    """
+    keep_memory_small()
+    if simulate_speed is not None and not simulate:
+        raise click.UsageError("--simulate-speed is for rehearsals: add --simulate")
+    options = {"run.workers": workers, "run.deadline": deadline, "run.fail_on": fail_on}
+    wanted = {**dict(overrides), **{name: value for name, value in options.items() if value is not None}}
+    job = checked_job(read_draft(job_file, overrides=wanted, simulate=simulate))
+
+    import anyio  # noqa: PLC0415 - what follows is for a job that can run
+
+    from pipeline.cli.simulation import simulated  # noqa: PLC0415
+    from pipeline.clock import SystemClock  # noqa: PLC0415
+    from pipeline.log import Level  # noqa: PLC0415
+    from pipeline.run import RunOptions, run_job  # noqa: PLC0415
+    from pipeline.views.closing import closing  # noqa: PLC0415
+    from pipeline.views.console import EventPrinter, Screen  # noqa: PLC0415
+    from pipeline.views.progress import open_progress  # noqa: PLC0415
+
+    with ExitStack() as stack:
+        if simulate:
+            job = stack.enter_context(simulated(job, speed=simulate_speed or 1.0))
+        elsewhere = simulate or "output.path" in wanted
+        reader = shlex.quote(str(job.output.path if elsewhere else job_file))
+        screen = Screen(log_format=log_format)
+        view = stack.enter_context(open_progress(progress, screen, wall=SystemClock().wall))
+        printer = EventPrinter(screen, level=Level[log_level.upper()], reader=reader)
+
+        async def run() -> Summary:
+            return await run_job(
+                job,
+                options=RunOptions(limit=limit, fresh=fresh, signals=True),
+                listener=printer.hear,
+                watcher=view.update,
+            )
+
+        summary = anyio.run(run, backend_options={"use_uvloop": True})
+    try:
+        if as_json:
+            echo_json(summary.as_json())
+        else:
+            click.echo("\n".join(closing(summary, reader=reader)))
+    except BrokenPipeError:
+        end_quietly()  # nobody reads the last words; what the run came to is said by the exit code all the same
+    return summary.exit_code or 0

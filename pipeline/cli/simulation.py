@@ -1,0 +1,78 @@
+"""Rehearsals: every deployment of a job becomes the embedded simulator, the output goes to a folder beside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pipeline.cli.common import simulated_folder
+from pipeline.errors import DefectError
+from pipeline.job.spec import DeploymentSpec, Job, Secret
+from pipeline.simulator.serve import SimulatorDiedError, start
+
+
+@contextmanager
+def simulated(job: Job, *, speed: float) -> Iterator[Job]:
+    """Give the same job over a simulator with its deployments' quotas; the simulator ends with the block.
+
+    Minutes of quota pass `speed` times as fast. Every call is on the ledger, `<output>.simulated.ledger.jsonl`.
+    """
+    output = simulated_folder(job.output.path)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    ledger = output.with_name(f"{output.name}.ledger.jsonl")
+    try:
+        process = start(_config(job, speed), ledger=ledger)
+    except SimulatorDiedError as error:
+        raise DefectError(f"{error}; please report this") from error
+    with process:
+        yield job.model_copy(
+            update={
+                "output": job.output.model_copy(update={"path": output}),
+                "deployments": tuple(
+                    deployment.model_copy(
+                        update={
+                            "endpoint": _endpoint(process.url, index, deployment),
+                            "auth": "key",
+                            "key": Secret("simulated"),
+                            "requests_per_minute": _faster(deployment.requests_per_minute, speed),
+                            "tokens_per_minute": _faster(deployment.tokens_per_minute, speed),
+                        }
+                    )
+                    for index, deployment in enumerate(job.deployments)
+                ),
+            }
+        )
+
+
+def _config(job: Job, speed: float) -> dict[str, Any]:
+    return {
+        "speed": speed,
+        "deployments": {
+            f"{_resource(index)}/{deployment.deployment}": {
+                "model": deployment.model,
+                "requests_per_minute": _whole(deployment.requests_per_minute),
+                "tokens_per_minute": _whole(deployment.tokens_per_minute),
+            }
+            for index, deployment in enumerate(job.deployments)
+        },
+    }
+
+
+def _endpoint(url: str, index: int, deployment: DeploymentSpec) -> str:
+    base = f"{url}/{_resource(index)}"
+    return f"{base}/v1" if deployment.api == "openai" else base
+
+
+def _resource(index: int) -> str:
+    """Name the resource of a deployment: two deployments of one name are two places still."""
+    return f"resource-{index}"
+
+
+def _whole(per_minute: float | None) -> int | None:
+    return None if per_minute is None else max(1, round(per_minute))
+
+
+def _faster(per_minute: float | None, speed: float) -> float | None:
+    """Return the quota as it is felt in real time."""
+    return None if per_minute is None else per_minute * speed

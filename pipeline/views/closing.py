@@ -1,0 +1,89 @@
+"""The last words of a run: what it came to, where the results are, what to type next."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.views.text import count, dollars, duration, plain, table
+
+if TYPE_CHECKING:
+    from pipeline.store.summary import Summary
+
+# What a person can do about a deployment that was set aside, by the word that its `set_aside` begins with.
+_REMEDIES = {
+    "unauthorized": "check its credential: the variable that `key` names, or the identity behind `auth: entra`",
+    "refused": "check its endpoint, deployment, api_version and network rules",
+    "spent": "check the subscription's billing and quota",
+    "paused": "come back when its pause is over, or raise run.max_pause",
+}
+
+
+def closing(summary: Summary, *, reader: str) -> list[str]:
+    """Give the lines. `reader` is what `pipeline errors` is to be given for this run, quoted for a shell."""
+    return [
+        headline(summary),
+        *[f"  {plain(line.strip())}" for line in (summary.reason or "").splitlines()],
+        *[f"  {line}" for line in table([*spent(summary), *_results(summary)])],
+        *_next(summary, reader),
+    ]
+
+
+def headline(summary: Summary) -> str:
+    """Say the state and the rows."""
+    rows = summary.rows
+    said = [f"{count(rows.ok, 'row')} ok", f"{rows.failed:,} failed"]
+    if rows.pending:
+        said.append(f"{rows.pending:,} pending")
+    elif rows.pending is None and summary.state not in {"complete", "running"}:
+        said.append("the rest of the input pending")
+    if rows.not_in_parts:
+        said.append(f"{rows.not_in_parts:,} finished and not yet in a part")
+    return f"{summary.state}: {', '.join(said)}"
+
+
+def spent(summary: Summary) -> list[tuple[str, str]]:
+    """Say what it took: time and speed of this invocation, requests, tokens and dollars of the folder's life."""
+    tokens = summary.tokens
+    cost = "unknown: a deployment has no price" if summary.cost_usd is None else dollars(summary.cost_usd)
+    idle = summary.state == "complete" and summary.rows_per_second == 0
+    speed = "nothing was left to do" if idle else f"{summary.rows_per_second:,.1f} rows/s"
+    return [
+        ("took", f"{duration(summary.seconds)}, {speed}"),
+        (
+            "requests",
+            f"{summary.requests:,} answered, {count(summary.attempts, 'attempt')}, {summary.throttled:,} throttled",
+        ),
+        ("tokens", f"{tokens.input:,} in, {tokens.output:,} out"),
+        ("cost", cost),
+    ]
+
+
+def _results(summary: Summary) -> list[tuple[str, str]]:
+    rows = summary.rows
+    if rows.ok + rows.failed == rows.not_in_parts:
+        return [("results", f"none readable yet, in {plain(summary.output)}")]
+    pattern = f"{plain(summary.output)}/*.parquet".replace("'", "''")
+    query = f"FROM '{pattern}' SELECT status, count(*) GROUP BY status"
+    return [("results", plain(summary.output)), ("look", f'duckdb -c "{query}"')]
+
+
+def _next(summary: Summary, reader: str) -> list[str]:
+    lines = []
+    if summary.rows.failed:
+        lines.append(f"why rows failed:  pipeline errors {reader} --group-by code")
+    match summary.state:
+        case "complete":
+            pass
+        case "refused":
+            lines += _remedies(summary)
+            lines.append("put right what was refused, then run the same command again: it continues")
+        case "stopped" if summary.exit_code == 0:
+            lines.append("the same command without --limit, or with a higher one, continues")
+        case _:
+            lines.append("to continue, run the same command again")
+    return lines
+
+
+def _remedies(summary: Summary) -> list[str]:
+    kinds = [(use.name, (use.set_aside or "").partition(":")[0]) for use in summary.deployments]
+    return [f"{plain(name)}: {_REMEDIES[kind]}" for name, kind in kinds if kind in _REMEDIES]

@@ -1,0 +1,136 @@
+"""A run while it goes on: a status line on a terminal, a line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pipeline.log import Event, Level
+from pipeline.views.text import duration, plain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipeline.store.summary import Summary
+    from pipeline.views.console import Screen
+
+PLAIN_EVERY_S = 5.0
+_BAR = 20
+
+
+class Progress(Protocol):
+    """What is told how far a run is, about each second."""
+
+    def update(self, summary: Summary) -> None:
+        """Show it."""
+
+
+@contextmanager
+def open_progress(kind: str, screen: Screen, *, wall: Callable[[], float]) -> Iterator[Progress]:
+    """Show progress for the length of the block. `kind` is auto, rich, plain or none; auto is rich on a terminal."""
+    if kind == "auto":
+        kind = "rich" if screen.is_terminal and not screen.as_json else "plain"
+    match kind:
+        case "rich":
+            with _StatusLine.shown(screen) as line:
+                yield line
+        case "plain":
+            yield _Lines(screen, wall)
+        case _:
+            yield _Nothing()
+
+
+class _Nothing:
+    def update(self, summary: Summary) -> None:
+        """Show nothing."""
+
+
+class _Lines:
+    """An event every few seconds, as long as the run goes on."""
+
+    def __init__(self, screen: Screen, wall: Callable[[], float]) -> None:
+        self._screen = screen
+        self._wall = wall
+        self._due_s = PLAIN_EVERY_S
+
+    def update(self, summary: Summary) -> None:
+        """Print a line when it is time."""
+        if summary.state != "running" or summary.seconds < self._due_s:
+            return
+        self._due_s = summary.seconds + PLAIN_EVERY_S
+        at = datetime.fromtimestamp(self._wall(), UTC)
+        self._screen.say(
+            {"at": at, "level": Level.INFO.name.lower(), "event": Event.PROGRESS.value, **progress_fields(summary)}
+        )
+
+
+class _StatusLine:
+    """One line at the bottom of the terminal, redrawn in place; other lines go above it."""
+
+    def __init__(self, live: Any) -> None:
+        self._live = live
+
+    @classmethod
+    @contextmanager
+    def shown(cls, screen: Screen) -> Iterator[_StatusLine]:
+        """Keep the bottom line for the length of the block."""
+        from rich.console import Console  # noqa: PLC0415 - only a terminal pays for it
+        from rich.live import Live  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+
+        console = Console(file=screen.stream, highlight=False, no_color=not screen.in_color)
+        before = screen.write
+        with Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False) as live:
+            console.show_cursor(show=True)  # a second Ctrl-C leaves no time to bring it back
+            screen.write = lambda line: console.print(Text.from_ansi(line), soft_wrap=True)
+            try:
+                yield cls(live)
+            finally:
+                screen.write = before
+
+    def update(self, summary: Summary) -> None:
+        """Redraw the line."""
+        from rich.text import Text  # noqa: PLC0415 - loaded already
+
+        self._live.update(Text(status_line(summary), no_wrap=True, overflow="ellipsis"), refresh=True)
+
+
+def status_line(summary: Summary) -> str:
+    """Say in one line how far a run is."""
+    rows = summary.rows
+    done = rows.ok + rows.failed
+    parts = []
+    if rows.total:
+        filled = done * _BAR // rows.total
+        parts.append(f"{'━' * filled}{'╌' * (_BAR - filled)} {done * 100 // rows.total}%")
+        parts.append(f"{done:,}/{rows.total:,} rows")
+    else:
+        parts.append(f"{done:,} rows")
+    parts.append(f"{summary.rows_per_second:,.1f}/s")
+    parts.append(f"{summary.in_flight} in flight")
+    if summary.throttled:
+        parts.append(f"{summary.throttled:,} throttled")
+    if rows.failed:
+        parts.append(f"{rows.failed:,} failed")
+    if summary.eta_seconds is not None:
+        parts.append(f"{duration(summary.eta_seconds)} left")
+    if summary.waits_for is not None:
+        parts.append(f"waits for row {summary.waits_for:,}")
+    return f"{plain(summary.job)}  {' · '.join(parts)}"
+
+
+def progress_fields(summary: Summary) -> dict[str, Any]:
+    """Give the same as fields of an event."""
+    rows = summary.rows
+    return {
+        "done": rows.ok + rows.failed,
+        "total": rows.total,
+        "failed": rows.failed,
+        "rows_per_second": summary.rows_per_second,
+        "in_flight": summary.in_flight,
+        "throttled": summary.throttled,
+        "eta_seconds": summary.eta_seconds,
+        "waits_for": summary.waits_for,
+    }

@@ -1,0 +1,61 @@
+"""How far a run is, from the summary that it replaces each second."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pipeline.store.folder import Layout, is_running
+from pipeline.store.summary import Summary, read_summary
+from pipeline.views.closing import headline, spent
+from pipeline.views.progress import status_line
+from pipeline.views.text import plain, table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_KILLED = "the run ended without a last word (killed, or the machine stopped); the same command continues it"
+
+
+def read_status(root: Path) -> Summary:
+    """Read the summary; a run that says `running` and holds no lock was interrupted.
+
+    Raises FileNotFoundError where no run wrote one, DamageError.
+    """
+    path = Layout(root).summary
+    summary = read_summary(path)
+    if summary.state != "running" or is_running(root):
+        return summary
+    summary = read_summary(path)  # it may have ended between the two looks
+    if summary.state != "running":
+        return summary
+    return replace(summary, state="interrupted", reason=_KILLED, in_flight=0, eta_seconds=None, waits_for=None)
+
+
+def status_lines(summary: Summary) -> list[str]:
+    """Lay it out for people."""
+    facts = [*spent(summary), ("output", plain(summary.output)), ("job", plain(summary.job_file))]
+    uses = [
+        (
+            plain(use.name),
+            f"{use.requests:,}",
+            f"{use.throttled:,}",
+            _figure(use.requests_per_minute),
+            _figure(use.tokens_per_minute),
+            "-" if use.quota_used is None else f"{use.quota_used:.0%}",
+            plain(use.set_aside or ""),
+        )
+        for use in summary.deployments
+    ]
+    head = ("deployment", "requests", "throttled", "requests/min", "tokens/min", "quota used", "")
+    return [
+        headline(summary),
+        *([status_line(summary)] if summary.state == "running" else []),
+        *[f"  {plain(line.strip())}" for line in (summary.reason or "").splitlines()],
+        *[f"  {line}" for line in table(facts)],
+        *[f"  {line}" for line in table(uses, head=head)],
+    ]
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"

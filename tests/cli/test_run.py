@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import operations
+from tests.cli.bench import JOB, Bench
+
+
+def _table(folder: Path) -> list[dict[str, object]]:
+    return [row for path in sorted(folder.glob("part-*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+def test_a_run_answers_every_row_and_says_what_it_did(bench: Bench) -> None:
+    result = bench.call("run", "job.yaml")
+
+    assert result.exit_code == 0
+    assert result.stdout.startswith("complete: 12 rows ok, 0 failed\n")
+    assert str(bench.output) in result.stdout
+    rows = _table(bench.output)
+    assert [row["ordinal"] for row in rows] == list(range(12))
+    assert {row["status"] for row in rows} == {"ok"}
+
+
+def test_events_on_stderr_are_json_where_there_is_no_terminal(bench: Bench) -> None:
+    result = bench.call("run", "job.yaml")
+
+    events = [json.loads(line) for line in result.stderr.splitlines()]
+    assert [event["event"] for event in events] == ["run_started", "run_ended"]
+
+
+@pytest.mark.parametrize(
+    ("level", "said"),
+    [
+        ("debug", {"run_started", "attempt", "part_sealed", "row_failed", "run_ended"}),
+        ("info", {"run_started", "row_failed", "run_ended"}),
+        ("warning", {"row_failed", "run_ended"}),
+        ("error", set()),
+    ],
+)
+def test_the_log_level_decides_what_is_said(bench: Bench, level: str, said: set[str]) -> None:
+    bench.rows(["fine", "poison"])
+
+    result = bench.call("run", "job.yaml", "--log-level", level)
+
+    assert {json.loads(line)["event"] for line in result.stderr.splitlines()} == said
+
+
+def test_json_leaves_stdout_to_the_summary(bench: Bench) -> None:
+    result = bench.call("run", "job.yaml", "--json")
+
+    assert json.loads(result.stdout) == bench.summary()
+
+
+def test_lines_for_people_are_there_for_the_asking(bench: Bench) -> None:
+    result = bench.call("run", "job.yaml", "--log-format", "console")
+
+    assert "run_started" in result.stderr
+    assert not result.stderr.startswith("{")
+
+
+def test_a_complete_run_does_nothing_the_second_time(bench: Bench) -> None:
+    assert bench.call("run", "job.yaml").exit_code == 0
+    attempts = bench.summary()["attempts"]
+    parts = {path.name: path.stat().st_mtime_ns for path in bench.output.glob("*.parquet")}
+
+    result = bench.call("run", "job.yaml")
+
+    assert result.exit_code == 0
+    assert "nothing was left to do" in result.stdout
+    assert bench.summary()["attempts"] == attempts
+    assert {path.name: path.stat().st_mtime_ns for path in bench.output.glob("*.parquet")} == parts
+
+
+def test_a_wrong_key_is_refused_and_no_row_fails(bench: Bench) -> None:
+    bench.environ["TEST_KEY"] = "wrong-key"
+
+    result = bench.call("run", "job.yaml")
+
+    assert result.exit_code == 3
+    headline = result.stdout.splitlines()[0]
+    assert headline.startswith("refused: 0 rows ok, 0 failed, ")
+    assert headline.endswith(" pending")
+    assert "check its credential" in result.stdout
+    bench.environ["TEST_KEY"] = "right-key"
+    assert bench.call("run", "job.yaml").exit_code == 0
+    assert bench.summary()["rows"] == {"total": 12, "ok": 12, "failed": 0, "pending": 0, "not_in_parts": 0}
+
+
+def test_a_limit_leaves_as_many_readable_rows(bench: Bench) -> None:
+    result = bench.call("run", "job.yaml", "--limit", "10")
+
+    assert result.exit_code == 0
+    assert "--limit 10" in result.stdout
+    assert [row["ordinal"] for row in _table(bench.output)] == list(range(10))
+    assert bench.call("run", "job.yaml").exit_code == 0
+    assert [row["ordinal"] for row in _table(bench.output)] == list(range(12))
+
+
+@pytest.mark.parametrize(("fail_on", "code"), [("any", 1), ("never", 0), ("5%", 1), ("50%", 0)])
+def test_failed_rows_decide_the_exit_code_as_the_job_says(bench: Bench, fail_on: str, code: int) -> None:
+    bench.rows(["fine", "poison", "fine", "fine"])
+
+    result = bench.call("run", "job.yaml", "--fail-on", fail_on)
+
+    assert result.exit_code == code
+    assert "pipeline errors job.yaml" in result.stdout
+    assert [row["status"] for row in _table(bench.output)] == ["ok", "failed", "ok", "ok"]
+
+
+def test_only_the_first_failures_of_a_kind_are_printed(bench: Bench) -> None:
+    bench.rows(["poison"] * 12)
+
+    result = bench.call("run", "job.yaml", "--fail-on", "never")
+
+    failed = [event for line in result.stderr.splitlines() if (event := json.loads(line))["event"] == "row_failed"]
+    assert len(failed) == 5
+    assert "pipeline errors job.yaml" in failed[-1]["advice"]
+    log = (bench.output / "_pipeline" / "log.jsonl").read_text().splitlines()
+    assert sum(json.loads(line)["event"] == "row_failed" for line in log) == 12
+
+
+def test_fresh_moves_the_old_results_aside(bench: Bench) -> None:
+    assert bench.call("run", "job.yaml").exit_code == 0
+
+    changed = bench.call("run", "job.yaml", "--set", "request.max_completion_tokens=7")
+    assert changed.exit_code == 2
+    assert "request.max_completion_tokens: 50 -> 7" in changed.stderr
+    assert bench.call("run", "job.yaml", "--set", "request.max_completion_tokens=7", "--fresh").exit_code == 0
+
+    (aside,) = bench.folder.glob("out.2*")
+    assert len(_table(aside)) == len(_table(bench.output)) == 12
+
+
+def test_options_are_checked_as_the_job_file_is(bench: Bench) -> None:
+    result = bench.call("run", "job.yaml", "--workers", "many", "--deadline", "soon", "--fail-on", "120%")
+
+    assert result.exit_code == 2
+    assert [line.split(": ")[1] for line in result.stderr.splitlines()] == [
+        "run.deadline",
+        "run.fail_on",
+        "run.workers",
+    ]
+
+
+def test_a_speed_without_a_rehearsal_is_wrong_usage(bench: Bench) -> None:
+    result = bench.call("run", "job.yaml", "--simulate-speed", "60")
+
+    assert result.exit_code == 2
+    assert "add --simulate" in result.stderr
+
+
+def test_last_words_that_nobody_reads_change_no_exit_code(bench: Bench) -> None:
+    bench.rows(["fine", "poison"])
+    read, write = os.pipe()
+    os.close(read)
+
+    done = bench.run_into(write, "run", "job.yaml", "--log-level", "error")
+    os.close(write)
+
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_missing_column_is_found_before_anything_is_written(bench: Bench) -> None:
+    bench.write(JOB.replace("{{ question }}", "{{ text }}"))
+
+    result = bench.call("run", "job.yaml")
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith("job.yaml:9:16: request.messages.0.content: ")
+    assert not bench.output.exists()
+
+
+@pytest.mark.parametrize("operation", operations.names())
+def test_the_first_job_file_of_every_operation_runs_without_an_account(bench: Bench, operation: str) -> None:
+    written = bench.call("init", operation)
+    assert written.exit_code == 0
+    command = next(line for line in written.stdout.splitlines() if "run --simulate" in line)
+
+    result = bench.call(*command.partition("pipeline ")[2].split())
+
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("complete: 3 rows ok, 0 failed\n")
+    folder = bench.output / f"{operation}.simulated"
+    assert {row["status"] for row in _table(folder)} == {"ok"}
+    assert Path(f"{folder}.ledger.jsonl").stat().st_size > 0
+    assert not (bench.output / operation).exists()
+
+
+@pytest.mark.parametrize(
+    ("api", "endpoint"),
+    [
+        ("azure", "https://x.openai.azure.com"),
+        ("azure-v1", "https://x.openai.azure.com"),
+        ("openai", "https://api.openai.com/v1"),
+    ],
+)
+def test_a_rehearsal_keeps_the_url_family_and_reads_no_variable(bench: Bench, api: str, endpoint: str) -> None:
+    job = JOB.replace("api: azure", f"api: {api}").replace("${TEST_ENDPOINT}", endpoint)
+    bench.write(job.replace("TEST_KEY", "NOWHERE_SET"))
+
+    result = bench.call("run", "job.yaml", "--simulate", "--limit", "2")
+
+    assert result.exit_code == 0, result.output
+    assert len(_table(bench.folder / "out.simulated")) == 2
+
+
+def test_deployments_of_one_name_are_rehearsed_side_by_side_with_their_own_quotas(bench: Bench) -> None:
+    second = (
+        '  - {name: second, endpoint: "https://y.openai.azure.com", deployment: gpt-4o-mini, api: azure, auth: none,'
+    )
+    bench.write(JOB.replace("output:", f"{second} requests_per_minute: 600}}\noutput:"))
+
+    result = bench.call("run", "job.yaml", "--simulate", "--simulate-speed", "60")
+
+    assert result.exit_code == 0, result.output
+    used = bench.summary(bench.folder / "out.simulated")["deployments"]
+    assert [(one["name"], one["requests_per_minute"]) for one in used] == [("gpt-4o-mini", None), ("second", 36_000)]

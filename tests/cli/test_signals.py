@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline import load_job
+from pipeline.cli.simulation import simulated
+from tests.cli.bench import Bench, Serve
+
+SLOW = {"latency": {"median_ms": 700, "sigma": 0}}
+STUCK = {"latency": {"median_ms": 600_000, "sigma": 0}, "poison": [{"contains": "poison", "status": 400}]}
+
+
+@pytest.fixture
+def slow(bench: Bench, served: Serve) -> Bench:
+    """Twelve rows, four at a time, of 0.7 seconds each."""
+    bench.environ["TEST_ENDPOINT"] = served(SLOW).url
+    return bench
+
+
+@pytest.fixture
+def stuck(bench: Bench, served: Serve) -> Bench:
+    """Rows that are never answered."""
+    bench.environ["TEST_ENDPOINT"] = served(STUCK).url
+    return bench
+
+
+def _events(process: subprocess.Popen[str]) -> Iterator[str]:
+    assert process.stderr is not None
+    for line in process.stderr:
+        yield json.loads(line)["event"]
+
+
+def _wait_for(process: subprocess.Popen[str], event: str) -> None:
+    assert event in _events(process)
+
+
+def _wait_until_it_sends(bench: Bench, process: subprocess.Popen[str]) -> None:
+    while process.poll() is None:
+        try:
+            if bench.summary()["in_flight"]:
+                return
+        except FileNotFoundError:
+            continue
+    pytest.fail("the run ended before it sent anything")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_cleanly_and_the_same_command_continues(
+    slow: Bench, number: signal.Signals, code: int
+) -> None:
+    process = slow.popen("run", "job.yaml", "--log-level", "debug")
+    _wait_for(process, "attempt")
+
+    process.send_signal(number)
+    stdout, _ = process.communicate(timeout=20)
+
+    assert process.returncode == code
+    assert stdout.startswith("interrupted: ")
+    assert "run the same command again" in stdout
+    summary = slow.summary()
+    assert summary["state"] == "interrupted"
+    assert 4 <= summary["rows"]["ok"] < 12
+    assert summary["rows"]["failed"] == 0
+    assert slow.call("run", "job.yaml").exit_code == 0
+    assert slow.summary()["rows"]["ok"] == slow.summary()["attempts"] == 12
+
+
+def test_calls_in_flight_are_given_no_longer_than_the_grace(stuck: Bench) -> None:
+    process = stuck.popen("run", "job.yaml", "--set", "run.grace=0.2s")
+    _wait_until_it_sends(stuck, process)
+    began = time.monotonic()
+
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+
+    assert process.returncode == 130
+    assert time.monotonic() - began < 10
+    assert stuck.summary()["rows"]["failed"] == 0
+
+
+def test_a_second_interrupt_leaves_at_once(stuck: Bench) -> None:
+    process = stuck.popen("run", "job.yaml")
+    _wait_until_it_sends(stuck, process)
+    process.send_signal(signal.SIGINT)
+    _wait_for(process, "stopping")
+    began = time.monotonic()
+
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+
+    assert process.returncode == 130
+    assert time.monotonic() - began < 5
+
+
+def test_rows_that_wait_in_the_journal_are_read_like_those_in_parts(stuck: Bench) -> None:
+    stuck.rows(["stuck", "poison", "stuck"])
+    process = stuck.popen("run", "job.yaml", "--set", "run.grace=0s")
+    _wait_for(process, "row_failed")
+
+    process.send_signal(signal.SIGINT)
+    stdout, _ = process.communicate(timeout=20)
+
+    assert "1 finished and not yet in a part" in stdout
+    assert "none readable yet" in stdout
+    (failed,) = json.loads(stuck.call("errors", "out", "--json").stdout)["rows"]
+    assert (failed["ordinal"], failed["id"], failed["type"]) == (1, "r-1", "BadRequestError")
+    found = json.loads(stuck.call("show", "out", "r-1", "--json").stdout)
+    assert (found["where"], found["values"]["question"], found["values"]["status"]) == ("journal", "poison", "failed")
+    assert [attempt["status"] for attempt in found["attempts"]] == [400]
+    waiting = json.loads(stuck.call("show", "out", "r-0", "--json").stdout)
+    assert (waiting["where"], waiting["values"].get("status")) == ("pending", None)
+    check = stuck.call("verify", "out", "--input")
+    assert check.exit_code == 0, check.output
+    assert "0 rows ok, 1 failed, 1 of them not yet in a part" in check.stdout
+
+
+def test_a_run_that_was_killed_is_called_interrupted(stuck: Bench) -> None:
+    process = stuck.popen("run", "job.yaml")
+    _wait_until_it_sends(stuck, process)
+    running = stuck.call("status", "job.yaml", "--json")
+
+    process.kill()
+    process.communicate(timeout=20)
+
+    assert json.loads(running.stdout)["state"] == "running"
+    after = stuck.call("status", "job.yaml")
+    assert after.exit_code == 0
+    assert after.stdout.startswith("interrupted: ")
+    assert "the same command continues" in after.stdout
+
+
+def test_a_second_run_of_a_folder_is_turned_away(stuck: Bench) -> None:
+    process = stuck.popen("run", "job.yaml")
+    _wait_for(process, "run_started")
+
+    second = stuck.call("run", "job.yaml")
+    check = stuck.call("verify", "job.yaml")
+    process.kill()
+    process.communicate(timeout=20)
+
+    assert second.exit_code == check.exit_code == 75
+    assert f"process {process.pid}" in second.stderr
+
+
+def test_a_rehearsal_takes_its_simulator_with_it_when_it_is_killed(bench: Bench) -> None:
+    process = bench.popen("run", "job.yaml", "--simulate", "--set", "deployments.0.requests_per_minute=1")
+    _wait_for(process, "run_started")
+    ledger = bench.folder / "out.simulated.ledger.jsonl"
+    assert ledger.exists()
+
+    process.kill()
+    process.communicate(timeout=20)
+
+    assert not _anybody_mentions(str(ledger))
+
+
+def _anybody_mentions(text: str) -> bool:
+    """Whether a process of this machine has the text on its command line five seconds from now, or until it has not."""
+    deadline = time.monotonic() + 5
+    while found := text in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout:
+        if time.monotonic() > deadline:
+            break
+    return found
+
+
+def test_a_simulator_ends_with_its_block(bench: Bench) -> None:
+    job = load_job(bench.job, environ=bench.environ)
+
+    with simulated(job, speed=1) as rehearsed:
+        assert rehearsed.deployments[0].endpoint.startswith("http://127.0.0.1:")
+        assert rehearsed.output.path.name == "out.simulated"
+
+    assert not _anybody_mentions(str(bench.folder))
+
+
+def test_a_signal_before_the_run_begins_has_the_same_exit_code(stuck: Bench) -> None:
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        fifo = stuck.folder / f"{code}.yaml"
+        os.mkfifo(fifo)
+        process = stuck.popen("run", fifo.name)
+        with fifo.open("w"):  # it has opened the file, and reads
+            process.send_signal(number)
+            _, stderr = process.communicate(timeout=20)
+        assert process.returncode == code
+        assert "Traceback" not in stderr
