@@ -1,0 +1,117 @@
+"""Runs a job in a forked child under strace, which kills it or fails its system calls where it is told to."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import anyio
+
+from pipeline import operations
+from pipeline.errors import PipelineError
+from pipeline.job.load import load_job
+from pipeline.run import run_job
+
+PRELOAD = ["pipeline.run", "pipeline.job.load", "pipeline.operations.chat", "pipeline.operations.embeddings"]
+PRELOAD += ["pyarrow.parquet", "pyarrow.compute", "pyreqwest.client", "uvloop"]
+DURABLE = {
+    "fdatasync,fsync": 40,
+    "pwrite64": 300,
+    "rename,renameat,renameat2": 6,
+    "unlink,unlinkat": 8,
+}
+"""System calls that make things durable, and about how many of them a thread of the scene's run makes."""
+
+
+def run_to_the_end(job: Path, errors: Path) -> None:
+    """Be the child: wait to be traced, run the job, end with its exit code."""
+    sys.stderr = errors.open("a")
+    os.kill(os.getpid(), signal.SIGSTOP)
+    try:
+        loaded = load_job(job, environ={"SIMULATOR_KEY": "k"}, operations=operations.names())
+        summary = anyio.run(lambda: run_job(loaded), backend_options={"use_uvloop": True})
+        code = summary.exit_code or 0
+        if code:
+            print(summary.reason, file=sys.stderr)
+    except PipelineError as error:
+        print(error, file=sys.stderr)
+        code = error.exit_code
+    sys.stderr.flush()
+    os._exit(code)
+
+
+class Injector:
+    """Starts children from a server that has everything imported, so that a run costs no start-up."""
+
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(PRELOAD)
+
+    def run(self, job: Path, *, inject: str | None, errors: Path, timeout_s: float = 60.0) -> int:
+        """Run the job, with an injection of strace's if one is given; returns the exit code, -9 when it was killed."""
+        child = self._context.Process(target=run_to_the_end, args=(job, errors))
+        child.start()
+        assert child.pid is not None
+        _wait_until_stopped(child.pid)
+        tracer = None
+        if inject is not None:
+            names = inject.partition(":")[0]
+            tracer = subprocess.Popen(
+                [
+                    "strace",
+                    "-f",
+                    "-qq",
+                    "-o",
+                    "/dev/null",
+                    "-e",
+                    f"trace={names}",
+                    "-e",
+                    f"inject={inject}",
+                    "-p",
+                    str(child.pid),
+                ],
+                stderr=subprocess.DEVNULL,
+            )
+            _wait_until_traced(child.pid)
+        os.kill(child.pid, signal.SIGCONT)
+        child.join(timeout_s)
+        hung = child.exitcode is None
+        child.kill()
+        child.join()
+        if tracer is not None:
+            tracer.wait(10)
+        assert not hung, f"the run did not end within {timeout_s} s under {inject}"
+        code: int = child.exitcode
+        child.close()
+        return code
+
+
+def _wait_until_stopped(pid: int) -> None:
+    _poll(pid, "State:", "T")
+
+
+def _wait_until_traced(pid: int) -> None:
+    _poll(pid, "TracerPid:", None)
+
+
+def _poll(pid: int, name: str, wanted: str | None) -> None:
+    """Look at /proc until the process is as wanted (None: until the figure is not 0)."""
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        value = _status(pid, name)
+        if (wanted is None and value != "0") or (wanted is not None and value.upper().startswith(wanted)):
+            return
+        time.sleep(0.002)
+    raise TimeoutError(f"process {pid}: {name} never became {wanted or 'non-zero'}")
+
+
+def _status(pid: int, name: str) -> str:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(name):
+            return line.split()[1]
+    raise LookupError(name)
