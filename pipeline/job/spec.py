@@ -480,8 +480,7 @@ class DeploymentSpec(Section):
         for name in ("name", "model"):
             if deployment is not None:
                 filled.setdefault(name, deployment)
-        if isinstance(endpoint, str):
-            filled.setdefault("api", default_api(endpoint))
+        filled.setdefault("api", default_api(endpoint) if isinstance(endpoint, str) else "azure")
         filled.setdefault("auth", "key" if filled.get("key") else "token" if filled.get("token") else "entra")
         if filled.get("api") == "azure" and filled.get("api_version") is None:
             filled["api_version"] = pasted_api_version(endpoint) or DEFAULT_API_VERSION

@@ -28,7 +28,7 @@ LEAST_S = 0.05
 """Seconds; the shortest back-off: chance may draw next to nothing."""
 GROWTH = 1.25
 """A back-off is at least so many times as long as the wait before the attempt that just failed: full jitter alone may
-draw a shorter wait after a longer one, and a service that was given ten seconds and still fails needs more, not less."""
+draw a shorter wait after a longer one, but a service that still fails after ten seconds needs more of them."""
 CAPACITY_CAP_S = 60.0
 """Seconds; the longest back-off of a row that met a lack of capacity."""
 BAD_REPLIES = 3

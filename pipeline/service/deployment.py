@@ -64,8 +64,8 @@ class _Waiter:
 class Deployment:
     """A place to send to, with its quota. Used from one event loop.
 
-    Leave is granted strictly in the order of asking, but requests that were sent before go ahead of those that were not:
-    they have waited already. `in_flight` counts attempts under way.
+    Leave is granted strictly in the order of asking, but requests that were sent before go ahead of those that were
+    not: they have waited already. `in_flight` counts attempts under way.
     """
 
     def __init__(

@@ -132,10 +132,10 @@ def serve(config: SimulatorConfig, *, port: int, ledger: Path | None, exit_with_
     """
     import uvloop  # noqa: PLC0415 - only the child pays for it
 
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(("127.0.0.1", port))
-    uvloop.run(_serve(config, listener, ledger, exit_with_parent=exit_with_parent))
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        uvloop.run(_serve(config, listener, ledger, exit_with_parent=exit_with_parent))
 
 
 async def _serve(

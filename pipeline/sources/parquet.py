@@ -281,7 +281,7 @@ def _rows_at_once(group: pq.RowGroupMetaData, names: Sequence[str]) -> int:
     size: int = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in wanted)
     mean = max(1, size // max(1, group.num_rows))
     most = min(_DECODED_ROWS, max(_WARY_ROWS, _WARY_BYTES // max(1, size)))
-    return max(1, min(most, _DECODED_BYTES // mean))
+    return int(max(1, min(most, _DECODED_BYTES // mean)))
 
 
 def _faults(table: pa.RecordBatch) -> dict[int, tuple[str, str]]:
