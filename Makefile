@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format lint types floors tests chaos-quick lock audit clean
+.PHONY: help demo test chaos bench check format lint types floors lock audit clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -22,12 +22,18 @@ demo: $(READY) ## create the environment, embed the sample passages through the 
 	@$(BIN)/pipeline run jobs/embed_questions.yaml --simulate --fresh
 	@$(BIN)/python sample_data/nearest.py out/embed-passages.simulated out/embed-questions.simulated
 
-test: tests ## run every test but the long ones of chaos
+test: $(READY) ## run the tests: unit, contract, golden, integration, cli, security, chaos at its quick counts
+	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -rs
 
-tests: $(READY)
-	@$(BIN)/python -m pytest
+chaos: $(READY) ## kill and fail runs at the full counts: SEED=… replays
+	@PIPELINE_SEED=$(or $(SEED),20) PIPELINE_KILLS=500 PIPELINE_SYSCALL_KILLS=400 PIPELINE_SYSCALL_ERRORS=300 \
+		$(BIN)/python -m pytest tests/chaos -s -o timeout=0
 
-check: format lint types floors tests ## everything that must pass before a commit
+bench: $(READY) ## measure the wire, and how much of a quota is used
+	@$(BIN)/python benchmarks/wire.py
+	@$(BIN)/python benchmarks/quota.py
+
+check: format lint types floors test ## everything that must pass before a commit
 
 format: $(READY) ## check the formatting
 	@$(BIN)/ruff format --check .

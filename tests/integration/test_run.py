@@ -6,7 +6,6 @@ import gzip
 import json
 import os
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,7 +20,7 @@ from pipeline.errors import FolderHeldError, InputChangedError, JobChangedError,
 from pipeline.run import run_job
 from pipeline.simulator.ledger import Arrived, read_ledger
 from pipeline.simulator.serve import start
-from pipeline.store.folder import hold_folder
+from pipeline.store.lock import hold
 from pipeline.store.summary import read_summary
 
 
@@ -203,7 +202,7 @@ async def test_a_job_that_changed_is_refused_while_a_row_is_ok_and_a_new_start_w
 async def test_a_folder_that_another_run_holds_is_left_alone(bench: Bench) -> None:
     await bench.run(Service(), limit=5)
     service = Service()
-    with hold_folder(bench.out, fresh=False, now=datetime.now(UTC)):
+    with hold(bench.layout.lock, started="now"):
         before = {path: path.stat().st_mtime_ns for path in bench.out.rglob("*") if path.is_file()}
         with pytest.raises(FolderHeldError):
             await bench.run(service)

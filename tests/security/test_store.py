@@ -20,7 +20,7 @@ from pipeline.errors import StorageError
 CANARY = "canary-7f3a91"
 NAMES = re.compile(
     r"part-\d{12}-\d{12}\.parquet|_pipeline(/("
-    r"lock|manifest\.json|summary\.json|log\.jsonl|journal(/(00|ids)\.sqlite(-wal|-shm)?)?|spool(/\d{12}\.arrow)?"
+    r"lock|checksums\.json|manifest\.json|summary\.json|log\.jsonl|journal(/(00|ids)\.sqlite(-wal|-shm)?)?|spool(/\d{12}\.arrow)?"
     r"|attempts(/attempts-\d{12}-\d{12}\.parquet)?))?"
 )
 HOSTILE = [

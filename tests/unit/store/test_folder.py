@@ -33,7 +33,7 @@ def take(root: Path, *, fresh: bool = False) -> Layout:
 
 def test_a_new_folder_is_made_with_its_parents_and_its_own_part_is_private(root: Path) -> None:
     layout = take(root)
-    assert names(layout.private) == {"lock", "journal", "spool", "attempts"}
+    assert names(layout.private) == {"lock", "checksums.json", "journal", "spool", "attempts"}
     for folder in (layout.private, layout.journal.parent, layout.spool, layout.attempts):
         assert folder.stat().st_mode & 0o777 == 0o700
     assert layout.lock.stat().st_mode & 0o777 == 0o600
