@@ -18,7 +18,7 @@ import anyio
 from pipeline import operations
 from pipeline.clock import Clock, SystemClock
 from pipeline.engines.local import Sealing, SealRules, run_local
-from pipeline.errors import JobChangedError, JobFileError, PipelineError, Problem, StoppedEarlyError
+from pipeline.errors import FolderHeldError, JobChangedError, JobFileError, PipelineError, Problem, StoppedEarlyError
 from pipeline.job import change
 from pipeline.job.load import check_columns
 from pipeline.job.prices import price_for
@@ -29,6 +29,7 @@ from pipeline.pace.retry import RetryRules
 from pipeline.plan import Plan, PlanRules, check_input, columns_read
 from pipeline.service.pool import Pool, open_pool
 from pipeline.sources import open_source
+from pipeline.store.files import refuse_link
 from pipeline.store.folder import Layout, hold_folder, remove_strays
 from pipeline.store.ids import IdTable
 from pipeline.store.journal import Journal, JournalReader, Span
@@ -100,6 +101,8 @@ async def run_job(
         window_bytes=job.run.window_bytes,
     )
     with hold_folder(layout.root, fresh=fresh, now=datetime.fromtimestamp(clock.wall(), UTC)):
+        if _previous(layout) != known:
+            raise FolderHeldError(f"another run has just used {layout.root}; run the same command again")
         log = EventLog(path=layout.log, listener=listener, wall=clock.wall)
         run = _Run(job=job, layout=layout, source=source, operation=operation, rules=rules, log=log, clock=clock)
         try:
@@ -274,8 +277,15 @@ class _Run:
         cause = self.stop.cause
         match cause:
             case None:
-                summary = now("complete" if self.rules.limit is None else "stopped")
-                reason = None if self.rules.limit is None else f"--limit {self.rules.limit} reached"
+                # The limit may lie beyond the input's end.
+                complete = self.rules.limit is None or self.total is not None
+                summary = now("complete" if complete else "stopped")
+                reason = None if complete else f"--limit {self.rules.limit} reached"
+                if summary.rows.not_in_parts:
+                    reason = (
+                        f"{summary.rows.not_in_parts} rows wait in the journal: the size of their vectors is not known "
+                        "until a row is ok, or until request.dimensions says it"
+                    )
                 code = 1 if _too_many_failed(self.job, summary) else 0
             case Interrupted(number=number):
                 summary, reason, code = now("interrupted"), str(cause), 128 + number
@@ -381,6 +391,7 @@ async def _obey_signals(stop: Stop, log: EventLog, *, task_status: anyio.abc.Tas
 
 def _previous(layout: Layout) -> _Known | None:
     """What an earlier invocation left; None where there was none."""
+    refuse_link(layout.private)
     try:
         with JournalReader(layout.journal) as reader:
             schema = reader.noted("schema")

@@ -33,21 +33,21 @@ SCHEMA_VERSION = 1
 ATTEMPTS_A_CHUNK = 2_000
 
 _TABLES = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS span (
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE span (
     first INTEGER PRIMARY KEY, last INTEGER NOT NULL, start TEXT NOT NULL,
     read INTEGER NOT NULL DEFAULT 0, digest TEXT, finish TEXT
 );
-CREATE TABLE IF NOT EXISTS part (
+CREATE TABLE part (
     first INTEGER PRIMARY KEY, last INTEGER NOT NULL, name TEXT NOT NULL, ok INTEGER NOT NULL, failed INTEGER NOT NULL,
     bytes INTEGER NOT NULL, sha256 TEXT NOT NULL, digest TEXT NOT NULL, generation INTEGER NOT NULL,
     start TEXT NOT NULL, finish TEXT NOT NULL
 );
-CREATE TABLE IF NOT EXISTS payload (id INTEGER PRIMARY KEY, blob BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS result (
+CREATE TABLE payload (id INTEGER PRIMARY KEY, blob BLOB NOT NULL);
+CREATE TABLE result (
     ordinal INTEGER PRIMARY KEY, payload INTEGER NOT NULL, slot INTEGER NOT NULL, ok INTEGER NOT NULL
 );
-CREATE TABLE IF NOT EXISTS attempt (id INTEGER PRIMARY KEY AUTOINCREMENT, blob BLOB NOT NULL);
+CREATE TABLE attempt (id INTEGER PRIMARY KEY AUTOINCREMENT, blob BLOB NOT NULL);
 """
 
 
@@ -119,8 +119,7 @@ class Journal:
         self._connection = open_database(path)
         try:
             with database_errors(path.name):
-                self._check_version()
-                self._connection.executescript(_TABLES)
+                self._create()
                 known = self._connection.execute("SELECT value FROM meta WHERE key = 'totals'").fetchone()
                 pending = self._connection.execute("SELECT coalesce(sum(length(blob)), 0) FROM payload").fetchone()
         except BaseException:
@@ -292,7 +291,8 @@ class Journal:
         self.totals.sealed_failed += part.failed
         self.pending_bytes -= freed
 
-    def _check_version(self) -> None:
+    def _create(self) -> None:
+        """Make the tables, all of them or none; refuse a journal whose tables are not ours."""
         version = self._connection.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
             raise DamageError(
@@ -300,7 +300,10 @@ class Journal:
                 f"this one knows {SCHEMA_VERSION}); install that version to continue this run"
             )
         if version == 0:
-            self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            with transaction(self._connection):
+                for statement in _TABLES.split(";"):
+                    self._connection.execute(statement)
+                self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     # -- reading, before the run begins or from the sealing thread ---------------------------------------------------
 
@@ -313,8 +316,12 @@ class JournalReader:
     """What is committed, read beside the writer or after it. Close it, or use it in a with block."""
 
     def __init__(self, path: Path) -> None:
-        """Raises FileNotFoundError where there is no journal."""
+        """Raises FileNotFoundError where there is no journal, or one that a crash left without its tables."""
         self._connection = open_reader(path)
+        row = self._one("PRAGMA user_version", ())
+        if row is None or row[0] == 0:
+            self._connection.close()
+            raise FileNotFoundError(path)
 
     def __enter__(self) -> Self:
         """Use it in a with block."""
