@@ -1,7 +1,7 @@
 """A large run against a simulator in its own process: rows, order, rate, and the peak memory of the runner's tree.
 
-`python benchmarks/scale.py chat 100000` or `python benchmarks/scale.py embeddings 1000000`. DuckDB, which had no part in
-writing them, reads the parts back with one query. Needs about 4 kB of disk a row in the temporary folder.
+`python benchmarks/scale.py chat 100000` or `python benchmarks/scale.py embeddings 1000000`. DuckDB, which had no part
+in writing them, reads the parts back with one query. Needs about 4 kB of disk a row in the temporary folder.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
         StorageError,
     )
     from pipeline.job.spec import Job
-    from pipeline.run import Interrupted, RunOptions, run_job
+    from pipeline.lanes.stop import Interrupted
+    from pipeline.run import RunOptions, run_job
     from pipeline.sources.errors import SourceError
     from pipeline.store.summary import Summary
 
@@ -55,7 +56,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Interrupted": "pipeline.run",
+    "Interrupted": "pipeline.lanes.stop",
     "Job": "pipeline.job.spec",
     "RunOptions": "pipeline.run",
     "SourceError": "pipeline.sources.errors",

@@ -18,8 +18,10 @@ from pipeline.store.journal import Span
 from pipeline.store.spool import SpoolWriter, spool_path
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from anyio.streams.memory import MemoryObjectSendStream
 
+    from pipeline.job.spec import Job
     from pipeline.operations.base import Operation, PackLimits
     from pipeline.sources.base import Batch, Cursor, Source
     from pipeline.store.folder import Layout
@@ -116,6 +118,25 @@ class PlanRules:
     part_bytes: int
     limit: int | None
     window_bytes: int
+
+
+def plan_rules(job: Job, source: Source, *, limit: int | None) -> PlanRules:
+    """What a job over a source comes to. `limit`: only rows with ordinals below it."""
+    match job.output.columns:
+        case "none":
+            carried: tuple[str, ...] = ()
+        case "all":
+            carried = tuple(source.schema.names)
+        case names:
+            carried = tuple(names)
+    return PlanRules(
+        carried=carried,
+        id_column=job.input.id,
+        part_rows=job.output.part_rows,
+        part_bytes=job.output.part_bytes,
+        limit=limit,
+        window_bytes=job.run.window_bytes,
+    )
 
 
 class Plan:
@@ -348,14 +369,10 @@ class _Reader:
         self._digest = RangeDigest()
         self._span = span
         if self._rules.carried:
-            self._spool = SpoolWriter(spool_path(self._layout.spool, span.first), self._carried_schema())
+            self._spool = SpoolWriter(
+                spool_path(self._layout.spool, span.first), carried_schema(self._source, self._rules)
+            )
         return True
-
-    def _carried_schema(self) -> Any:
-        schema = self._source.schema
-        import pyarrow as pa  # noqa: PLC0415 - loaded when a run needs it
-
-        return pa.schema([schema.field(name) for name in self._rules.carried])
 
     def _taken(self, span: Span, batch: Batch) -> _Step:
         """Spool a batch, claim its ids, render and pack what is not done."""
@@ -558,3 +575,10 @@ def _continue_at(reader: JournalReader) -> Position:
     """Where the first row that no range holds begins."""
     parts = reader.parts()
     return decode_position(parts[-1].finish) if parts else Position()
+
+
+def carried_schema(source: Source, rules: PlanRules) -> pa.Schema:
+    """The columns that are carried over, with the input's types."""
+    import pyarrow as pa  # noqa: PLC0415 - loaded when a run needs it
+
+    return pa.schema([source.schema.field(name) for name in rules.carried])

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import anyio
+
+from pipeline.errors import PipelineError
+
+
+class Interrupted(PipelineError):  # noqa: N818 - a person's wish, not an error
+    """SIGINT or SIGTERM asked the run to end."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(f"stopped by {signal.Signals(number).name}")
 
 
 class Stopped(Exception):  # noqa: N818 - a message to the worker, not an error

@@ -71,3 +71,11 @@ class OperationFactory(Protocol):
 
     def __call__(self, job: Job) -> Operation:
         """Compile the job's request templates."""
+
+
+def result_columns(operation: Operation) -> tuple[str, ...]:
+    """The names of an operation's result columns; none while a type is still unknown."""
+    try:
+        return tuple(operation.schema().names)
+    except LookupError:
+        return ()

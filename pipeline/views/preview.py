@@ -16,7 +16,7 @@ from pipeline.errors import Problem
 from pipeline.job import change
 from pipeline.job.load import check_columns
 from pipeline.model import BadRow, ErrorInfo, Row
-from pipeline.run import result_columns
+from pipeline.operations.base import result_columns
 from pipeline.service.address import Address, address, target
 from pipeline.sources import open_source
 from pipeline.sources.base import Position

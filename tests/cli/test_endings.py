@@ -8,7 +8,7 @@ import pytest
 from pipeline import errors
 from pipeline.cli.endings import ending
 from pipeline.errors import JobFileError, PipelineError, Problem, RefusedError
-from pipeline.run import Interrupted
+from pipeline.lanes.stop import Interrupted
 from pipeline.sources import SourceError
 
 DOCUMENTED = {

@@ -1,0 +1,40 @@
+"""SIGINT and SIGTERM: the first ends a run cleanly, the second at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+from anyio.abc import TaskStatus
+
+from pipeline.lanes.stop import Interrupted, Stop
+from pipeline.log import Event, EventLog, Level
+
+
+@asynccontextmanager
+async def obeyed_signals(stop: Stop, log: EventLog) -> AsyncIterator[None]:
+    """Obey signals for as long as the block goes on. Only in the main thread."""
+    failure: Exception | None = None
+    async with anyio.create_task_group() as group:
+        await group.start(_obey, stop, log)
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - it is raised again, outside of the group that would wrap it
+            failure = error
+        group.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+async def _obey(stop: Stop, log: EventLog, *, task_status: TaskStatus[None]) -> None:
+    """Ask the run to stop; leave at once when it was asked before, which is as safe as kill -9."""
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        task_status.started()
+        async for number in signals:
+            if stop.cause is not None:
+                os._exit(128 + number)
+            log.emit(Event.STOPPING, Level.WARNING, signal=number.name)
+            stop.request(Interrupted(number))

@@ -1,0 +1,124 @@
+"""What a run has come to, at any moment and at its end, as the summary that everybody reads."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+from pipeline.errors import PipelineError, RefusedError
+from pipeline.job.prices import price_for
+from pipeline.lanes.stop import Interrupted
+from pipeline.store.summary import DeploymentUse, RowCounts, Summary, TokenCounts
+
+if TYPE_CHECKING:
+    from pipeline.clock import Clock
+    from pipeline.job.spec import Job
+    from pipeline.lanes.online import OnlineLane
+    from pipeline.plan import Plan
+    from pipeline.service.pool import Pool
+    from pipeline.store.journal import Journal
+
+
+class Tally:
+    """Counts one invocation; it begins when it is made."""
+
+    def __init__(
+        self, *, job: Job, journal: Journal, plan: Plan, lane: OnlineLane, pool: Pool, limit: int | None, clock: Clock
+    ) -> None:
+        self._job = job
+        self._journal = journal
+        self._plan = plan
+        self._lane = lane
+        self._pool = pool
+        self._limit = limit
+        self._clock = clock
+        self._began = clock.now()
+        self._before = journal.totals.ok + journal.totals.failed
+
+    def now(self, state: str = "running") -> Summary:
+        """The summary as of now."""
+        totals = self._journal.totals
+        seconds = self._clock.now() - self._began
+        done = totals.ok + totals.failed
+        total = self._plan.rows_total
+        rate = (done - self._before) / seconds if seconds > 0 else 0.0
+        asides = {aside.deployment: f"{aside.kind.value}: {aside.error.message}" for aside in self._pool.asides}
+        return Summary(
+            state=state,
+            rows=RowCounts(
+                total=total,
+                ok=totals.ok,
+                failed=totals.failed,
+                pending=None if total is None else total - done,
+                not_in_parts=done - totals.sealed_ok - totals.sealed_failed,
+            ),
+            requests=totals.requests,
+            attempts=totals.attempts,
+            throttled=totals.throttled,
+            calls_on_refusals=totals.calls_on_refusals,
+            tokens=TokenCounts(
+                input=totals.input_tokens,
+                output=totals.output_tokens,
+                total=totals.total_tokens,
+                cached=totals.cached_tokens,
+            ),
+            cost_usd=_cost(self._job, totals.input_tokens, totals.output_tokens),
+            seconds=round(seconds, 3),
+            rows_per_second=round(rate, 1),
+            eta_seconds=None if total is None or rate <= 0 else round((total - done) / rate, 1),
+            in_flight=self._lane.in_flight,
+            waits_for=self._plan.waits_for,
+            deployments=tuple(
+                DeploymentUse(**asdict(one.report()), set_aside=asides.get(one.name)) for one in self._pool.deployments
+            ),
+            output=str(self._job.output.path),
+            job=self._job.name,
+            job_file=str(self._job.file.absolute()),
+        )
+
+    def ending(self, cause: BaseException | None) -> Summary:
+        """The last summary: why the run ended, and with which exit code. `cause` is None when its rows did."""
+        match cause:
+            case None:
+                # The limit may lie beyond the input's end.
+                complete = self._limit is None or self._plan.rows_total is not None
+                summary = self.now("complete" if complete else "stopped")
+                reason = None if complete else f"--limit {self._limit} reached"
+                if summary.rows.not_in_parts:
+                    reason = (
+                        f"{summary.rows.not_in_parts} rows wait in the journal: the size of their vectors is not known "
+                        "until a row is ok, or until request.dimensions says it"
+                    )
+                code = 1 if _too_many_failed(self._job, summary) else 0
+            case Interrupted(number=number):
+                summary, reason, code = self.now("interrupted"), str(cause), 128 + number
+            case RefusedError():
+                summary, reason, code = self.now("refused"), str(cause), cause.exit_code
+            case PipelineError():
+                summary, reason, code = self.now("stopped"), str(cause), cause.exit_code
+            case _:
+                summary, reason, code = self.now("stopped"), f"a defect of ours: {type(cause).__name__}", 70
+        return replace(summary, reason=reason, exit_code=code, eta_seconds=None)
+
+
+def _cost(job: Job, input_tokens: int, output_tokens: int) -> float | None:
+    """Dollars, by the dearest of the deployments' prices; None where one is unknown."""
+    prices = [deployment.price or price_for(deployment.model) for deployment in job.deployments]
+    costs = [
+        None
+        if price is None or price.input is None or (output_tokens and price.output is None)
+        else (input_tokens * price.input + output_tokens * (price.output or 0)) / 1_000_000
+        for price in prices
+    ]
+    return None if None in costs else max(cost for cost in costs if cost is not None)
+
+
+def _too_many_failed(job: Job, summary: Summary) -> bool:
+    failed, done = summary.rows.failed, summary.rows.ok + summary.rows.failed
+    match job.run.fail_on:
+        case "any":
+            return failed > 0
+        case "never":
+            return False
+        case share:
+            return done > 0 and failed / done >= float(share)
