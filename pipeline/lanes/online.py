@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, assert_never
 import anyio
 
 from pipeline.errors import ReplyError
+from pipeline.lanes.breaker import Breaker
 from pipeline.lanes.stop import Stop, Stopped
 from pipeline.log import Event, EventLog, Level
 from pipeline.model import Attempt, Call, ErrorInfo, Item, Outcome, Reply, RequestInfo, RowResult
@@ -24,6 +25,7 @@ from pipeline.pace.retry import (
     Throttle,
     TooLong,
     decide,
+    full_jitter,
 )
 from pipeline.pace.verdict import Answered, BadReply, RowRefused, Verdict
 from pipeline.plan import Plan, Settled, Task
@@ -105,6 +107,7 @@ class OnlineLane:
         self._log = log
         self._clock = clock
         self._random = random
+        self._breaker = Breaker()
 
     def schema(self) -> pa.Schema:
         """The result columns. Raises LookupError while a fact of the run is unknown."""
@@ -171,11 +174,16 @@ class OnlineLane:
             match decision:
                 case Done():
                     self._pool.answered(deployment)
+                    self._breaker.answered()
                     await self._learn(results)
                     return self._outcome(asked, deployment, exchange, results)
                 case Fail(error=error):
                     if isinstance(verdict, RowRefused):
                         self._pool.answered(deployment)
+                        if self._breaker.holds(error):
+                            with self._stop.waiting():
+                                await self._clock.sleep(full_jitter(0, self._random))
+                            continue
                         if any(item.content != asked.items[0].content for item in asked.items):
                             return self._split(asked, deployment, exchange, error)
                     return self._outcome(asked, deployment, exchange, _all_failed(asked.items, error, exchange))

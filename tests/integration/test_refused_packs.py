@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from itertools import chain, combinations
 from pathlib import Path
 
+import httpx
 import pytest
 from in_memory import Bench, Judge, Said, Service, refusal
 
@@ -168,3 +169,15 @@ async def test_every_call_on_the_way_down_is_an_attempt_on_file(bench: Bench) ->
     attempts = bench.attempts()
     assert [[bench.rows[ordinal]["text"] for ordinal in one["ordinals"]] for one in attempts] == service.calls
     assert {one["verdict"] for one in attempts} == {"pack_refused", "row_refused", "answered"}
+
+
+@pytest.mark.anyio
+async def test_a_parameter_that_the_service_refuses_stops_the_run_and_fails_no_row(bench: Bench) -> None:
+    bench.texts(*"abcdefghij")
+    body = {"error": {"code": "unsupported_parameter", "message": "Not with this model.", "param": "dimensions"}}
+    service = Service(lambda _, __: httpx.Response(400, json=body))
+    summary = await bench.run(service)
+    assert (summary.state, summary.exit_code) == ("refused", 3)
+    assert "unsupported_parameter: Not with this model." in (summary.reason or "")
+    assert (summary.rows.ok, summary.rows.failed) == (0, 0)
+    assert len(service.calls) == 20
