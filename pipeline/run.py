@@ -75,7 +75,8 @@ async def run_job(
     """
     clock = clock or SystemClock()
     layout = Layout(job.output.path)
-    before = earlier(layout)
+    # A journal that is damaged must not stand in the way of a fresh start.
+    before = None if options.fresh else earlier(layout)
     # While no row is ok, a changed job is simply a new start.
     fresh = options.fresh or (before is not None and before.ok == 0 and before.is_another_job(job))
     if before is not None and not fresh:
@@ -84,7 +85,7 @@ async def run_job(
     source = await anyio.to_thread.run_sync(lambda: _open_source(job, known))
     operation = operations.get(job.operation).factory(job)
     problems = check_columns(job, source.schema.names, result_columns=result_columns(operation))
-    if problems:
+    if problems and source.schema.names:
         raise JobFileError(problems)
     with hold_folder(layout.root, fresh=fresh, now=datetime.fromtimestamp(clock.wall(), UTC)):
         if earlier(layout) != known:
@@ -154,6 +155,7 @@ class _Run:
                         retry=RetryRules(max_attempts=job.run.max_attempts, max_pause_s=job.run.max_pause_s),
                         raw=_raw(job),
                         variant=variant,
+                        max_outage_s=job.run.max_outage_s,
                     ),
                     stop=self.stop,
                     log=self.log,
@@ -279,7 +281,7 @@ def _open_source(job: Job, known: Earlier | None) -> Source:
         job.input.path,
         format=job.input.format,
         columns=job.input.columns,
-        kept_schema=None if known is None else known.schema,
+        kept_schema=known.schema if known is not None and known.begun else None,
     )
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pipeline.sources.base import Source
 
 MANIFEST_EVERY_S = 1.0
+LAST_PARTS_S = 2.0
+"""Seconds in which parts may still be begun once a stopped run's calls have ended."""
 ATTEMPTS_AT_ONCE = 20_000
 
 
@@ -68,6 +70,7 @@ class Sealing:
         self._completed = completed
         self._waiting: list[Span] = []
         self._manifest_due = 0.0
+        self._until: float | None = None
 
     async def run(self) -> None:
         """Seal what comes, until no more can come. Raises StorageError, DamageError."""
@@ -76,19 +79,27 @@ class Sealing:
                 self._waiting.append(span)
                 await self._seal_waiting()
 
+    def hurry(self) -> None:
+        """Begin no part any more after `LAST_PARTS_S` seconds; what is left stays in the journal for the next run."""
+        self._until = self._clock.now() + LAST_PARTS_S
+
+    @property
+    def _may_begin(self) -> bool:
+        return self._until is None or self._clock.now() < self._until
+
     async def finish(self, source: Source, *, values: frozenset[str] | None, carried: tuple[str, ...]) -> None:
         """Seal what waited for a fact, and the finished head of the lowest open range; export the rest."""
         await self._seal_waiting()
         await self._journal.flush()
         with self._journal.reader() as reader:
             spans = reader.spans()
-        if spans and not self._waiting:
+        if spans and not self._waiting and self._may_begin:
             await self._seal_head(spans[0], source, values=values, carried=carried)
         await export_attempts(self._layout, self._journal, at_least=1)
         self._write_manifest()
 
     async def _seal_waiting(self) -> None:
-        while self._waiting and (sealer := self._sealer()) is not None:
+        while self._waiting and self._may_begin and (sealer := self._sealer()) is not None:
             span = self._waiting.pop(0)
             await self._seal(sealer, span, last=span.last, finish=span.finish or "", digest=span.digest or "")
 
@@ -183,6 +194,8 @@ async def run_local(
                     pool.start_soon(lane.work)
         finally:
             grace.cancel()
+            if stop.cause is not None:
+                sealing.hurry()
             with anyio.CancelScope(shield=True):
                 await _close(plan, stop)
 

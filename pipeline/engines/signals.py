@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import anyio
 from anyio.abc import TaskStatus
 
+from pipeline.errors import StorageError
 from pipeline.lanes.stop import Interrupted, Stop
 from pipeline.log import Event, EventLog, Level
 
@@ -30,11 +31,16 @@ async def obeyed_signals(stop: Stop, log: EventLog) -> AsyncIterator[None]:
 
 
 async def _obey(stop: Stop, log: EventLog, *, task_status: TaskStatus[None]) -> None:
-    """Ask the run to stop; leave at once when it was asked before, which is as safe as kill -9."""
+    """Ask the run to stop at the first signal; leave at once at the second, which is as safe as kill -9."""
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         task_status.started()
+        first = True
         async for number in signals:
-            if stop.cause is not None:
+            if not first:
                 os._exit(128 + number)
-            log.emit(Event.STOPPING, Level.WARNING, signal=number.name)
+            first = False
             stop.request(Interrupted(number))
+            try:
+                log.emit(Event.STOPPING, Level.WARNING, signal=number.name)
+            except StorageError as error:
+                stop.request(error)

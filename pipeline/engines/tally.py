@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from pipeline.errors import PipelineError, RefusedError
+from pipeline.errors import PipelineError, RefusedError, StoppedEarlyError
 from pipeline.job.prices import price_for
 from pipeline.lanes.stop import Interrupted
 from pipeline.store.summary import DeploymentUse, RowCounts, Summary, TokenCounts
@@ -78,6 +78,9 @@ class Tally:
 
     def ending(self, cause: BaseException | None) -> Summary:
         """The last summary: why the run ended, and with which exit code. `cause` is None when its rows did."""
+        rows = self.now().rows
+        if isinstance(cause, StoppedEarlyError | Interrupted) and rows.pending == 0 and rows.not_in_parts == 0:
+            cause = None  # asked too late: there was nothing left to stop
         match cause:
             case None:
                 # The limit may lie beyond the input's end.
@@ -85,6 +88,7 @@ class Tally:
                 summary = self.now("complete" if complete else "stopped")
                 reason = None if complete else f"--limit {self._limit} reached"
                 if summary.rows.not_in_parts:
+                    summary = replace(summary, state="stopped")
                     reason = (
                         f"{summary.rows.not_in_parts} rows wait in the journal: the size of their vectors is not known "
                         "until a row is ok, or until request.dimensions says it"

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 import anyio
 
-from pipeline.errors import ReplyError
+from pipeline.errors import ReplyError, StorageError
 from pipeline.lanes.breaker import Breaker
+from pipeline.lanes.outage import Outage
 from pipeline.lanes.stop import Stop, Stopped
 from pipeline.log import Event, EventLog, Level
 from pipeline.model import Attempt, Call, ErrorInfo, Item, Outcome, Reply, RequestInfo, RowResult
 from pipeline.pace.retry import (
+    CAP_S,
+    Decision,
     Done,
     Fail,
     History,
@@ -27,7 +30,7 @@ from pipeline.pace.retry import (
     decide,
     full_jitter,
 )
-from pipeline.pace.verdict import Answered, BadReply, RowRefused, Verdict
+from pipeline.pace.verdict import Answered, BadReply, RowRefused, Throttled, Transient, Verdict
 from pipeline.plan import Plan, Settled, Task
 from pipeline.service.classify import classify
 
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
     from pipeline.store.journal import Journal
 
 MAX_STORED_RESPONSE_BYTES = 1024 * 1024
+ECHO_BYTES = 32
+"""So many bytes in a row that a message shares with a request are a quotation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +55,7 @@ class LaneRules:
     retry: RetryRules
     raw: str
     variant: str
+    max_outage_s: float
 
 
 @dataclass(slots=True, kw_only=True)
@@ -108,6 +114,7 @@ class OnlineLane:
         self._clock = clock
         self._random = random
         self._breaker = Breaker()
+        self._outage = Outage(max_outage_s=rules.max_outage_s)
 
     def schema(self) -> pa.Schema:
         """The result columns. Raises LookupError while a fact of the run is unknown."""
@@ -167,25 +174,19 @@ class OnlineLane:
             if not await self._leave(deployment, call.tokens, again=asked.ended_at is not None):
                 continue
             exchange = await self._send(deployment, call)
-            verdict, results = self._judge(asked.items, exchange)
+            verdict, results = self._judge(asked.items, deployment, exchange)
             asked.met(verdict, sent_at=exchange.sent_at, ended_at=self._clock.now())
             self._note(asked, deployment, exchange, verdict, results, call.tokens)
-            decision = decide(verdict, asked.history, self._rules.retry, random=self._random)
+            decision = self._decide(asked, deployment, exchange, verdict, call)
             match decision:
                 case Done():
-                    self._pool.answered(deployment)
-                    self._breaker.answered()
                     await self._learn(results)
                     return self._outcome(asked, deployment, exchange, results)
                 case Fail(error=error):
-                    if isinstance(verdict, RowRefused):
-                        self._pool.answered(deployment)
-                        if self._breaker.holds(error):
-                            with self._stop.waiting():
-                                await self._clock.sleep(full_jitter(0, self._random))
-                            continue
-                        if any(item.content != asked.items[0].content for item in asked.items):
-                            return self._split(asked, deployment, exchange, error)
+                    if isinstance(verdict, RowRefused) and any(
+                        item.content != asked.items[0].content for item in asked.items
+                    ):
+                        return self._split(asked, deployment, exchange, error)
                     return self._outcome(asked, deployment, exchange, _all_failed(asked.items, error, exchange))
                 case Retry(after_s=after_s):
                     with self._stop.waiting():
@@ -195,16 +196,40 @@ class OnlineLane:
                 case _:
                     assert_never(decision)
 
+    def _decide(
+        self, asked: _Asked, deployment: Deployment, exchange: Exchange, verdict: Verdict, call: Call
+    ) -> Decision:
+        """Say what follows, in the light of what others met: no row is failed by what all of them would meet.
+
+        Raises RefusedError and StoppedEarlyError when the run should end; the rows then stay pending.
+        """
+        decision = decide(verdict, asked.history, self._rules.retry, random=self._random)
+        if isinstance(verdict, Answered | RowRefused):
+            self._pool.answered(deployment)
+            self._outage.answered()
+            if isinstance(verdict, Answered):
+                self._breaker.answered()
+            elif self._breaker.holds(_without_echo(verdict.error, call)):
+                return Retry(after_s=full_jitter(0, self._random))
+        elif isinstance(verdict, Transient | Throttled):
+            said = _without_echo(verdict.error, call)
+            self._outage.met(self._clock.now(), f"{said.code}: {said.message}")
+            if isinstance(decision, Fail) and self._outage.explains(exchange.reply):
+                return Retry(after_s=CAP_S * (1 + self._random()) / 2)
+        if isinstance(decision, Reauthorise | Refused | Spent | TooLong):
+            return replace(decision, error=_without_echo(decision.error, call))
+        return decision
+
     async def _heed(
         self, deployment: Deployment, notice: Throttle | Reauthorise | Refused | Spent | TooLong, exchange: Exchange
     ) -> None:
         """Have the pool do what an answer asks of a deployment, and say what a person would wonder about."""
         if isinstance(notice, Throttle) and notice.worth_saying:
-            self._log.emit(Event.PAUSED, Level.WARNING, deployment=deployment.name, seconds=notice.hint_s)
+            self._say(Event.PAUSED, Level.WARNING, deployment=deployment.name, seconds=notice.hint_s)
         with self._stop.waiting():
             aside = await self._pool.heed(deployment, notice, exchange)
         if aside is not None:
-            self._log.emit(
+            self._say(
                 Event.DEPLOYMENT_SET_ASIDE,
                 Level.WARNING,
                 deployment=aside.deployment,
@@ -228,10 +253,14 @@ class OnlineLane:
         finally:
             self.in_flight -= 1
 
-    def _judge(self, items: Sequence[Item], exchange: Exchange) -> tuple[Verdict, list[RowResult]]:
+    def _judge(
+        self, items: Sequence[Item], deployment: Deployment, exchange: Exchange
+    ) -> tuple[Verdict, list[RowResult]]:
         """What the exchange came to, with the results when it is an answer that holds."""
         verdict = classify(exchange.reply)
-        if not isinstance(verdict, Answered) or not isinstance(exchange.reply, Reply):
+        if not isinstance(verdict, Answered):
+            return replace(verdict, error=deployment.redacted(verdict.error)), []
+        if not isinstance(exchange.reply, Reply):
             return verdict, []
         try:
             results = self.operation.parse(items, exchange.reply)
@@ -288,7 +317,7 @@ class OnlineLane:
             retry_after_ms=None if hint_s is None else hint_s * 1000,
         )
         asked.attempts.append(attempt)
-        self._log.emit(
+        self._say(
             Event.ATTEMPT,
             Level.DEBUG,
             first=attempt.ordinals[0],
@@ -339,7 +368,7 @@ class OnlineLane:
             rest = tuple(item for item in items if item.content != items[named].content)
             packs = (rest,) if rest else ()
             end = self._outcome(asked, deployment, exchange, _all_failed(guilty, error, exchange))
-        self._log.emit(
+        self._say(
             Event.PACK_SPLIT,
             Level.DEBUG,
             first=items[0].ordinal,
@@ -348,6 +377,13 @@ class OnlineLane:
             code=error.code,
         )
         return _Split(packs=packs, named=end)
+
+    def _say(self, event: Event, level: Level, **fields: Any) -> None:
+        """Log; a log that cannot be written ends the run, but never stands between an answer and its commit."""
+        try:
+            self._log.emit(event, level, **fields)
+        except StorageError as error:
+            self._stop.request(error)
 
     async def _commit(self, outcome: Outcome) -> None:
         """Keep an outcome, with the replies that the job wants kept."""
@@ -362,7 +398,7 @@ class OnlineLane:
             await self._journal.commit(replace(outcome, rows=rows))
         for row in rows:
             if row.error is not None:
-                self._log.emit(
+                self._say(
                     Event.ROW_FAILED,
                     Level.WARNING,
                     ordinal=row.ordinal,
@@ -374,6 +410,17 @@ class OnlineLane:
 
 
 _NO_ATTEMPT = ("throttled", "unauthorized")
+
+
+def _without_echo(error: ErrorInfo, call: Call) -> ErrorInfo:
+    """The error for logs and last words: without the service's message where that quotes the request.
+
+    A row's own `error` keeps the message; what leaves the row's columns must hold no prompt.
+    """
+    message = error.message.encode()
+    if any(message[at : at + ECHO_BYTES] in call.body for at in range(len(message) - ECHO_BYTES + 1)):
+        return replace(error, message="the service's words are left out, since they quote the request.")
+    return error
 
 
 def _all_failed(items: Sequence[Item], error: ErrorInfo, exchange: Exchange) -> list[RowResult]:

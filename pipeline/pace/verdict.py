@@ -25,6 +25,7 @@ class RefusalKind(StrEnum):
     REDIRECT = "redirect"  # never followed
     TLS = "tls"  # the certificate did not verify
     UNKNOWN_HOST = "unknown_host"
+    ORDERED = "ordered"  # throttled, and told not to try again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -156,7 +156,8 @@ def _throttled(reply: Reply, error: ErrorInfo) -> Verdict:
     if "request too large" in text or "must be reduced" in text:
         return RowRefused(error=error)
     if should_retry(reply.headers) is False:
-        return RowRefused(error=error)
+        # Being throttled is no fault of the rows: the deployment is left alone instead.
+        return DeploymentRefused(error=error, kind=RefusalKind.ORDERED)
     return Throttled(
         error=error, hint_s=retry_hint_s(reply.headers, reply.body), kind=_throttle_kind(reply, text, code)
     )

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import getrandbits
 
 from pipeline.clock import Clock, Timer
-from pipeline.model import Call, NoReply, Reply, Target
+from pipeline.model import Call, ErrorInfo, NoReply, Reply, Target
 from pipeline.pace.admission import Admission
 from pipeline.service.address import Address
 from pipeline.service.auth import Credentials
@@ -78,6 +78,7 @@ class Deployment:
         credentials: Credentials,
         admission: Admission,
         headers: Mapping[str, str],
+        secrets: tuple[str, ...] = (),
         timeout_s: float,
         priority: int,
         max_inputs: int | None,
@@ -98,6 +99,8 @@ class Deployment:
         self._wire = wire
         self._admission = admission
         self._headers = dict(headers)
+        # Longest first, so that a secret within another leaves nothing of it behind.
+        self._secrets = tuple(sorted((secret for secret in secrets if secret), key=len, reverse=True))
         self._timeout_s = timeout_s
         self._clock = clock
         self._random = random
@@ -196,6 +199,13 @@ class Deployment:
             apim_request_id=ids.apim_request_id,
             region=ids.region,
         )
+
+    def redacted(self, error: ErrorInfo) -> ErrorInfo:
+        """The error without the deployment's secrets: some services quote the key that they refuse."""
+        message = error.message
+        for secret in self._secrets:
+            message = message.replace(secret, "***")
+        return error if message == error.message else replace(error, message=message)
 
     def pause(self, hint_s: float | None, *, sent_at: float) -> None:
         """Let nothing leave for `hint_s` seconds and a little (None: our own back-off) after a refusal.

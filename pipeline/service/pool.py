@@ -176,6 +176,9 @@ def _deployment(
         ),
         admission=Admission(requests_per_minute=spec.requests_per_minute, tokens_per_minute=spec.tokens_per_minute),
         headers=_fixed_headers(spec),
+        secrets=tuple(
+            secret.reveal() for secret in (spec.key, spec.token, *spec.headers.values()) if secret is not None
+        ),
         timeout_s=job.run.timeout_s,
         priority=spec.priority,
         max_inputs=spec.max_inputs,

@@ -6,12 +6,16 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import FolderHeldError
 from pipeline.store.files import storage
+
+TRIES = 10
+BETWEEN_TRIES_S = 0.02
 
 
 @contextmanager
@@ -20,22 +24,44 @@ def hold(path: Path, *, started: str) -> Iterator[None]:
 
     Raises FolderHeldError, naming the holder, when another run has it, StorageError when it cannot be locked.
     """
-    with storage(f"locking {path.parent.parent}"):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    handle = _locked(path)
     try:
         with storage(f"locking {path.parent.parent}"):
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise FolderHeldError(
-                    f"another run holds {path.parent.parent}: {_holder(handle)}; wait for it to end, or stop it"
-                ) from None
             os.ftruncate(handle, 0)
             holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
             os.pwrite(handle, json.dumps(holder).encode(), 0)
         yield
     finally:
         os.close(handle)
+
+
+def _locked(path: Path) -> int:
+    """An open file that is locked, and still the one that the path names.
+
+    Readers look at the lock for an instant, so it is tried for a while. A folder that was moved aside meanwhile takes
+    its lock file with it: what was locked would be the old one's.
+    """
+    for tried in range(TRIES):
+        with storage(f"locking {path.parent.parent}"):
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                found = path.stat(follow_symlinks=False)
+                if (found.st_dev, found.st_ino) == (os.fstat(handle).st_dev, os.fstat(handle).st_ino):
+                    return handle
+            except (BlockingIOError, FileNotFoundError):
+                if tried == TRIES - 1:
+                    holder = _holder(handle)
+                    os.close(handle)
+                    raise FolderHeldError(
+                        f"another run holds {path.parent.parent}: {holder}; wait for it to end, or stop it"
+                    ) from None
+            except BaseException:
+                os.close(handle)
+                raise
+            os.close(handle)
+        time.sleep(BETWEEN_TRIES_S)
+    raise FolderHeldError(f"{path.parent.parent} is being moved; run the same command again")
 
 
 def is_held(path: Path) -> bool:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,19 +160,40 @@ def _write_rows(
         group_bytes = 0
         for ordinal, cells in _chunks(first, last, carried):
             count = _length(cells, ordinal, last)
-            taken = list(islice(results, count))
-            if len(taken) != count or taken[0][0].ordinal != ordinal or taken[-1][0].ordinal != ordinal + count - 1:
-                raise DamageError(f"rows {ordinal} to {ordinal + count - 1} are not whole in the journal")
-            ok += sum(row.ok for row, _ in taken)
-            batch = _batch(schema, ordinal, cells, taken)
-            group.append(batch)
-            group_bytes += batch.nbytes
-            if group_bytes >= ROW_GROUP_BYTES:
-                _write_group(writer, schema, group)
-                group, group_bytes = [], 0
+            offset = 0
+            while offset < count:
+                taken = _take(results, first=ordinal + offset, most=count - offset)
+                ok += sum(row.ok for row, _ in taken)
+                piece = None if cells is None else cells.slice(offset, len(taken))
+                batch = _batch(schema, ordinal + offset, piece, taken)
+                offset += len(taken)
+                group.append(batch)
+                group_bytes += batch.nbytes
+                if group_bytes >= ROW_GROUP_BYTES:
+                    _write_group(writer, schema, group)
+                    group, group_bytes = [], 0
         if group:
             _write_group(writer, schema, group)
     return ok
+
+
+def _take(
+    results: Iterator[tuple[RowResult, RequestInfo]], *, first: int, most: int
+) -> list[tuple[RowResult, RequestInfo]]:
+    """The next results, up to `most` rows or a row group's bytes. Raises DamageError where one is missing."""
+    taken: list[tuple[RowResult, RequestInfo]] = []
+    size = 0
+    while len(taken) < most and size < ROW_GROUP_BYTES:
+        found = next(results, None)
+        if found is None or found[0].ordinal != first + len(taken):
+            raise DamageError(
+                f"row {first + len(taken)} is missing in the journal; run `pipeline verify` on the folder"
+            )
+        taken.append(found)
+        row = found[0]
+        size += len(row.response or b"")
+        size += sum(len(value) for value in (row.values or {}).values() if isinstance(value, str | bytes))
+    return taken
 
 
 def _write_group(writer: pq.ParquetWriter, schema: pa.Schema, group: list[pa.RecordBatch]) -> None:

@@ -59,23 +59,41 @@ def on(text: str, said: Callable[[int], Said]) -> Callable[[list[str], int], Sai
     return judge
 
 
+FAULTS: dict[str, tuple[Callable[[], Said], str]] = {
+    **{name: fault for name, fault in NO_REPLY.items() if name != "refused"},
+    **{str(status): (partial(refusal, status, "busy"), type_) for status, type_ in TRANSIENT.items()},
+}
+
+
 @pytest.mark.anyio
-async def test_a_row_fails_at_its_eighth_transient_fault_with_its_type(bench: Bench) -> None:
-    faults: dict[str, tuple[Callable[[], Said], str]] = {**NO_REPLY}
-    for status, type_ in TRANSIENT.items():
-        faults[str(status)] = (partial(refusal, status, "busy"), type_)
-    bench.changes["run"] = {"workers": len(faults)}
-    bench.texts("fine", *faults)
-    service = Service(lambda texts, _: faults[texts[0]][0]() if texts[0] in faults else None)
+@pytest.mark.parametrize("name", FAULTS)
+async def test_a_row_fails_at_its_eighth_transient_fault_with_its_type(bench: Bench, name: str) -> None:
+    fault, type_ = FAULTS[name]
+    bench.texts("fine", name)
+    service = Service(lambda texts, _: fault() if texts == [name] else None)
     summary = await bench.run(service)
-    assert {name: service.calls.count([name]) for name in faults} == dict.fromkeys(faults, 8)
-    first, *table = bench.table()
+    assert service.calls.count([name]) == 8
+    first, row = bench.table()
     assert first["status"] == "ok"
-    assert {row["text"]: row["error"]["type"] for row in table} == {name: type_ for name, (_, type_) in faults.items()}
-    assert {row["request"]["attempts"] for row in table} == {8}
-    for row in table:
-        assert row["error"]["http_status"] == (int(row["text"]) if row["text"].isdigit() else None)
-    assert (summary.rows.ok, summary.rows.failed) == (1, len(faults))
+    assert (row["error"]["type"], row["request"]["attempts"]) == (type_, 8)
+    assert row["error"]["http_status"] == (int(name) if name.isdigit() else None)
+    assert (summary.rows.ok, summary.rows.failed) == (1, 1)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("fault", [NO_REPLY["refused"][0], partial(refusal, 500), partial(refusal, 429)])
+async def test_an_outage_fails_no_row_and_ends_the_run_when_it_is_longer_than_allowed(
+    bench: Bench, fault: Callable[[], Said]
+) -> None:
+    bench.changes["run"] = {"workers": 4, "max_outage": "300ms"}
+    bench.texts(*map(str, range(12)))
+    summary = await bench.run(Service(lambda _, calls: None if calls <= 2 else fault()))
+    assert (summary.state, summary.exit_code) == ("stopped", 4)
+    assert (summary.rows.ok, summary.rows.failed) == (2, 0)
+    assert "run.max_outage" in (summary.reason or "")
+    bench.changes["run"] = {"workers": 4}
+    assert (await bench.run(Service())).exit_code == 0
+    assert [row["status"] for row in bench.table()] == ["ok"] * 12
 
 
 @pytest.mark.anyio
