@@ -33,9 +33,12 @@ def command(*, operation: str, job_file: Path | None) -> None:
         if file.exists() and file.name != _ROWS:
             raise click.UsageError(f"{file} exists: name another file, pipeline init {operation} NAME.yaml")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(entry.starter.replace(_ROWS, rows.name), encoding="utf-8")
+    # A folder of its own for each job: two jobs in one folder would be one run.
+    starter = entry.starter.replace(_ROWS, rows.name).replace(f"out/{operation}", f"out/{path.stem}")
+    path.write_text(starter, encoding="utf-8")
+    wrote = f"wrote {path}" if rows.exists() else f"wrote {path} and {rows}"
     rows.write_text(entry.starter_rows, encoding="utf-8")
     said = shlex.quote(str(path))
-    click.echo(f"wrote {path} and {rows}")
+    click.echo(wrote)
     click.echo(f"try it without an account:  pipeline run --simulate {said}")
     click.echo(f"check it for the real one:  pipeline validate {said}")

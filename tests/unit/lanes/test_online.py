@@ -387,3 +387,21 @@ async def test_a_bug_in_a_worker_ends_the_run_and_is_not_swallowed(bench: Bench)
         await bench.run(Service(broken))
     assert (await bench.run(Service())).rows.ok == 3
     bench.assert_rows(range(3))
+
+
+@pytest.mark.anyio
+async def test_a_service_that_quotes_the_key_and_the_prompt_does_not_get_them_into_logs_or_last_words(
+    bench: Bench,
+) -> None:
+    prompt = "the quarterly figures of a company that nobody may know of yet"
+    bench.texts(prompt)
+    words = f"Key {'k' * 32} was refused"
+    summary = await bench.run(Service(lambda _, __: refusal(401, "denied", words)))
+    assert (summary.exit_code, summary.rows.failed) == (3, 0)
+    assert "Key *** was refused" in (summary.reason or "")
+    summary = await bench.run(Service(lambda _, __: refusal(403, "denied", f"We do not like: {prompt}")))
+    assert "the service's words are left out" in (summary.reason or "")
+    written = b"".join(path.read_bytes() for path in bench.layout.private.rglob("*.json*"))
+    assert b"k" * 32 not in written
+    assert prompt.encode() not in written
+    assert all(prompt not in str(event) and "k" * 32 not in str(event) for event in bench.events)
