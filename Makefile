@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+UV := $(BIN)/uv --system-certs
+UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test chaos bench check format lint types floors lock audit clean
@@ -12,9 +14,9 @@ help: ## print this list
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check uv
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 
 demo: $(READY) ## create the environment, embed the sample passages through the simulator, search them
@@ -51,7 +53,7 @@ audit: $(READY) ## look the locked packages up in the advisory databases (needs 
 	@$(BIN)/pip-audit --require-hashes --disable-pip -r requirements.lock
 
 lock: $(READY) ## pin every package anew, with hashes
-	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes --upgrade pyproject.toml -o requirements.lock
+	@$(UV) pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes --upgrade pyproject.toml -o requirements.lock
 
 clean: ## remove the environment and what was run
 	@rm -rf $(VENV) out
