@@ -11,7 +11,7 @@ import click
 
 from pipeline.cli.common import checked_job, echo_json, job_argument, json_option, read_draft, set_option
 from pipeline.cli.endings import end_quietly
-from pipeline.cli.memory import keep_memory_small
+from pipeline.memory import keep_memory_small
 
 if TYPE_CHECKING:
     from pipeline.store.summary import Summary

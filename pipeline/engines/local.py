@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from pipeline.log import Event, EventLog
+from pipeline.memory import give_back
 from pipeline.plan import Plan, range_digest
 from pipeline.store.folder import Layout, Sealer, export_attempts
 from pipeline.store.journal import Journal, Part, Span
@@ -141,6 +142,7 @@ class Sealing:
         )
         await self._journal.seal(part, rest=rest)
         sealer.forget_spool(span.first)
+        await anyio.to_thread.run_sync(give_back)
         self._sealed(span.first)
         self._log.emit(Event.PART_SEALED, part=part.name, ok=part.ok, failed=part.failed, bytes=part.bytes)
         await export_attempts(self._layout, self._journal, at_least=ATTEMPTS_AT_ONCE)

@@ -28,7 +28,7 @@ def open_database(path: Path) -> Connection:
             "fullfsync=ON",
             "checkpoint_fullfsync=ON",
             "temp_store=MEMORY",
-            "cache_size=-8192",
+            "cache_size=-2048",
             "wal_autocheckpoint=4000",
             "journal_size_limit=67108864",
         )
@@ -39,7 +39,7 @@ def open_reader(path: Path) -> Connection:
     if not path.is_file():
         raise FileNotFoundError(path)
     with database_errors(path.name):
-        return _connected(path, "query_only=ON", "cache_size=-4096")
+        return _connected(path, "query_only=ON", "cache_size=-1024")
 
 
 def _connected(path: Path, *settings: str) -> Connection:

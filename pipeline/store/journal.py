@@ -30,7 +30,7 @@ from pipeline.store.database import (
 )
 
 SCHEMA_VERSION = 1
-ATTEMPTS_A_CHUNK = 2_000
+ATTEMPTS_A_CHUNK = 500
 
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-ROW_GROUP_BYTES = 8 * 1024 * 1024
-CHUNK_ROWS = 1024
+ROW_GROUP_BYTES = 4 * 1024 * 1024
+CHUNK_ROWS = 256
 
 COMMON_BEFORE = ("ordinal",)
 COMMON_AFTER = ("error", "usage", "request", "response")
