@@ -45,7 +45,6 @@ class Event(StrEnum):
     PART_SEALED = "part_sealed"
     PROGRESS = "progress"
     STOPPING = "stopping"
-    NETWORK_FOLDER = "network_folder"
 
 
 Listener = Callable[[Mapping[str, Any]], None]

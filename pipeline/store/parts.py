@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 ROW_GROUP_BYTES = 4 * 1024 * 1024
 CHUNK_ROWS = 256
 
-COMMON_BEFORE = ("ordinal",)
 COMMON_AFTER = ("error", "usage", "request", "response")
 
 
