@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from pipeline.store.ids import IdTable
     from pipeline.store.journal import Journal, JournalReader
 
+MIN_ROWS_AT_ONCE = 32
+MAX_ROWS_AT_ONCE = 1024
+TOKENS_AT_ONCE = 2**20
+"""Rows read and rendered at once: as many as the last ones' size lets into about 4 MB, and the bounds of that."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
@@ -293,6 +298,7 @@ class _Reader:
         self._done = bytearray()
         self._reply_bytes = 0
         self._known_digest: tuple[int, str] | None = None
+        self._rows_at_once = MIN_ROWS_AT_ONCE
         with journal.reader() as reader:
             self._open_spans = deque(reader.spans())
             self._next = _continue_at(reader)
@@ -320,7 +326,7 @@ class _Reader:
         if room <= 0:
             return self._rest_here(span)
         assert self._cursor is not None  # noqa: S101 - _begin has set it
-        batch = self._cursor.read(room, self._digest)
+        batch = self._cursor.read(min(room, self._rows_at_once), self._digest)
         if not batch.rows:
             return self._input_ended(span)
         return self._taken(span, batch)
@@ -411,12 +417,14 @@ class _Reader:
         good = [row for row in todo if isinstance(row, Row) and row.ordinal not in bad]
         prepared = iter(self._operation.prepare(good))
         failed: list[RowResult] = []
+        tokens = 0
         for row in todo:
             error = bad.get(row.ordinal)
             if error is None:
                 item = next(prepared)
                 if isinstance(item, Item):
                     self._reply_bytes += item.reply_bytes
+                    tokens += item.tokens
                     pack = self._packer.add(item)
                     if pack:
                         yield Task(span=first, items=pack)
@@ -425,6 +433,8 @@ class _Reader:
             failed.append(RowResult(ordinal=row.ordinal, error=error))
         if failed:
             yield Settled(span=first, rows=tuple(failed))
+        fitting = TOKENS_AT_ONCE * len(rows) // max(1, tokens)
+        self._rows_at_once = max(MIN_ROWS_AT_ONCE, min(MAX_ROWS_AT_ONCE, fitting))
         if self._operation.limits.items == 1:
             yield from self._flushed(span)
 

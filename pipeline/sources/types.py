@@ -212,7 +212,7 @@ class Column:
         Cells of a coerced column have been through `coercion` before; none is nested deeper than `MAX_DEPTH`.
         """
         if self.is_json:
-            return pa.array([None if cell is None else orjson.dumps(cell) for cell in cells], pa.string()), {}
+            return pa.array([None if cell is None else orjson.dumps(cell).decode() for cell in cells], pa.string()), {}
         allowed, listed = _allowed(self.field.type)
         if _types_fit(cells, allowed, listed=listed):
             try:

@@ -18,7 +18,18 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 from pipeline.errors import InputChangedError, StorageError
 from pipeline.model import BadRow, Call, ErrorInfo, ErrorType, Item, Outcome, Reply, RequestInfo, Row, RowResult, Target
 from pipeline.operations.base import PackLimits
-from pipeline.plan import Packer, Plan, PlanRules, Settled, Task, Work, check_input, encode_position
+from pipeline.plan import (
+    MAX_ROWS_AT_ONCE,
+    MIN_ROWS_AT_ONCE,
+    Packer,
+    Plan,
+    PlanRules,
+    Settled,
+    Task,
+    Work,
+    check_input,
+    encode_position,
+)
 from pipeline.sources.base import Batch, InputFile, Position
 from pipeline.sources.digest import RangeDigest
 from pipeline.store.folder import Layout
@@ -78,6 +89,7 @@ class Texts:
         self.files: tuple[InputFile, ...] = ()
         self.schema = pa.schema([("text", pa.string())])
         self.reads = 0
+        self.asked: list[int] = []
         self.fails_at: int | None = None
 
     def open(self, start: Position, *, values: frozenset[str] | None, carried: Sequence[str]) -> TextCursor:
@@ -93,6 +105,7 @@ class TextCursor:
     def read(self, max_rows: int, digest: RangeDigest) -> Batch:
         source, first = self.source, self.at
         source.reads += 1
+        source.asked.append(max_rows)
         texts = source.texts[first : first + min(max_rows, source.batch)]
         self.at += len(texts)
         if source.fails_at is not None and first <= source.fails_at < self.at:
@@ -279,6 +292,17 @@ async def test_every_row_is_handed_out_once_and_ranges_end_at_multiples(
         expected = [(first, min(first + 9, rows - 1)) for first in range(0, rows, 10)]
         assert [(span.first, span.last) for span in bench.complete()] == expected
         assert await bench.plan.next() is None
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("tokens", "expected"), [(1, MAX_ROWS_AT_ONCE), (2**12, 2**8), (2**16, MIN_ROWS_AT_ONCE)])
+async def test_as_many_rows_are_rendered_at_once_as_memory_should_hold(
+    tmp_path: Path, tokens: int, expected: int
+) -> None:
+    source = Texts(["x" * tokens] * 64, batch=MIN_ROWS_AT_ONCE)
+    async with planned(tmp_path, source, rules(part_rows=10_000)) as bench:
+        assert len(ordinals(await bench.work())) == 64
+    assert source.asked == [MIN_ROWS_AT_ONCE, expected, expected]
 
 
 @pytest.mark.anyio

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import orjson
@@ -341,3 +342,16 @@ def test_all_columns_are_text(make: Any) -> None:
 
 def test_columns_are_those_of_the_templates(make: Any) -> None:
     assert make("chat", {**SAY, "user": "{{ who }}"}).columns == {"q", "who"}
+
+
+def test_a_body_that_waits_takes_no_more_memory_than_its_bytes(make: Any) -> None:
+    operation = make("chat", SAY)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        items = [prepared(operation, q="What of it?") for _ in range(1000)]
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(items) == 1000
+    assert (after - before) / 1000 < 500
