@@ -75,11 +75,16 @@ def load_job(
     """
     import os  # noqa: PLC0415 - importing the package costs nothing
 
-    from pipeline import operations  # noqa: PLC0415
+    from pipeline import operations, sources  # noqa: PLC0415
     from pipeline.job.load import load_job as load  # noqa: PLC0415
 
-    variables = os.environ if environ is None else environ
-    return load(Path(path), environ=variables, operations=operations.names(), overrides=overrides)
+    return load(
+        Path(path),
+        environ=os.environ if environ is None else environ,
+        operations=operations.names(),
+        formats=sources.names(),
+        overrides=overrides,
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pipeline import operations
+from pipeline import operations, sources
 from pipeline.errors import JobFileError, Problem
 from pipeline.views.text import json_text
 
 if TYPE_CHECKING:
     from pipeline.job.load import Draft
     from pipeline.job.spec import Job
+    from pipeline.sources import SourceError
 
 SIMULATED_SUFFIX = ".simulated"
 
@@ -57,7 +58,14 @@ def read_draft(path: Path, *, overrides: Mapping[str, str], simulate: bool) -> D
     """Read a job file with this process's environment."""
     from pipeline.job.load import read  # noqa: PLC0415 - pydantic, for commands that read a job
 
-    return read(path, environ=os.environ, operations=operations.names(), overrides=overrides, simulate=simulate)
+    return read(
+        path,
+        environ=os.environ,
+        operations=operations.names(),
+        formats=sources.names(),
+        overrides=overrides,
+        simulate=simulate,
+    )
 
 
 def checked_job(draft: Draft) -> Job:
@@ -76,8 +84,14 @@ def input_problems(draft: Draft, *, result_columns: tuple[str, ...] = ()) -> tup
     try:
         source = open_source(draft.input.path, format=draft.input.format, columns=draft.input.columns)
     except SourceError as error:
-        return (placed(draft, "input.path", str(error)),)
+        return (placed_source_error(draft, error),)
     return draft.column_problems(source.schema.names, result_columns=result_columns)
+
+
+def placed_source_error(draft: Draft, error: SourceError) -> Problem:
+    """Give what is wrong with an input its place: the key that the message begins with, else its path."""
+    key, _, _ = str(error).partition(": ")
+    return placed(draft, key if key in {"input.format", "input.columns"} else "input.path", str(error))
 
 
 def placed(draft: Draft, path: str, message: str) -> Problem:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from pipeline import operations
+from pipeline import operations, sources
 from pipeline.cli.common import echo_json
 
 
@@ -18,4 +18,4 @@ def command() -> None:
     """
     from pipeline.job.schema import json_schema  # noqa: PLC0415 - pydantic, for the command that needs it
 
-    echo_json(json_schema(operations=operations.names()))
+    echo_json(json_schema(operations=operations.names(), formats=sources.names()))

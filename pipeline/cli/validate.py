@@ -13,6 +13,7 @@ from pipeline.cli.common import (
     input_problems,
     json_option,
     placed,
+    placed_source_error,
     read_draft,
     set_option,
     simulated_folder,
@@ -64,7 +65,7 @@ def _report(path: Path, *, overrides: dict[str, str], simulate: bool, show: int)
     try:
         found = preview(draft.job, rows=show)
     except SourceError as error:
-        return _refusal(path, (placed(draft, "input.path", str(error)),))
+        return _refusal(path, (placed_source_error(draft, error),))
     if found.problems:
         return _refusal(path, found.problems)
     unfit = output_problem(draft.job, simulated_folder(root) if simulate else root)

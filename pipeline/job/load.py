@@ -217,11 +217,12 @@ def load_job(
     *,
     environ: Mapping[str, str],
     operations: Collection[str],
+    formats: Collection[str] | None = None,
     overrides: Mapping[str, str] | None = None,
     simulate: bool = False,
 ) -> Job:
     """Read and check a job file. Raises JobFileError with every problem at once. See `read`."""
-    draft = read(path, environ=environ, operations=operations, overrides=overrides, simulate=simulate)
+    draft = read(path, environ=environ, operations=operations, formats=formats, overrides=overrides, simulate=simulate)
     if draft.job is None:
         raise JobFileError(draft.problems)
     return draft.job
@@ -232,12 +233,14 @@ def read(
     *,
     environ: Mapping[str, str],
     operations: Collection[str],
+    formats: Collection[str] | None = None,
     overrides: Mapping[str, str] | None = None,
     simulate: bool = False,
 ) -> Draft:
     """Read a job file as far as it can be understood; nothing is raised, every problem is in the draft.
 
-    `operations` are the names of those that exist. `overrides` are values by path, `deployments.sweden.priority` for
+    `operations` and `formats` (of the input) are the names of those that exist; None: whatever opens the input judges
+    its format. `overrides` are values by path, `deployments.sweden.priority` for
     instance, each read as YAML. With `simulate`, the variables of deployments are checked for their form and not
     read, and every deployment has the key "simulated".
     """
@@ -262,6 +265,7 @@ def read(
         report=report,
         variables=_Environment(variables=environ, simulate=simulate, report=report),
         operations=operations,
+        formats=formats,
         simulate=simulate,
     ).draft()
 
@@ -275,6 +279,7 @@ class _Reader:
     report: Report
     variables: _Environment
     operations: Collection[str]
+    formats: Collection[str] | None
     simulate: bool
 
     def draft(self) -> Draft:
@@ -354,7 +359,12 @@ class _Reader:
                 written["input", "media_root"] = os.path.normpath(data["media_root"])
                 data["media_root"] = self._folder(data["media_root"], ("input", "media_root"))
 
-        return self._section(InputSpec, value, ("input",), prepare)
+        spec = self._section(InputSpec, value, ("input",), prepare)
+        if spec is not None and self.formats is not None and spec.format not in ("auto", *self.formats):
+            known = ("auto", *sorted(self.formats))
+            self.report.add(("input", "format"), f"must be one of {', '.join(known)}{_suggest(spec.format, known)}")
+            return None
+        return spec
 
     def _pattern(self, text: str) -> str:
         return _resolve(text, self.file, self.variables.variables, pattern=True)

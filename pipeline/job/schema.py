@@ -12,8 +12,8 @@ from pipeline.job.spec import DeploymentSpec, InputSpec, Job, OutputSpec, Price,
 _MODELS: tuple[type[BaseModel], ...] = (Job, InputSpec, DeploymentSpec, Price, OutputSpec, RunSpec)
 
 
-def json_schema(*, operations: Collection[str]) -> dict[str, Any]:
-    """Give the JSON Schema (draft 2020-12) of a job file that may name these operations.
+def json_schema(*, operations: Collection[str], formats: Collection[str]) -> dict[str, Any]:
+    """Give the JSON Schema (draft 2020-12) of a job file that may name these operations and formats of the input.
 
     It describes what is written, before `${NAME}` is read; keys that are not available yet are not in it.
     """
@@ -21,6 +21,7 @@ def json_schema(*, operations: Collection[str]) -> dict[str, Any]:
     for model in _MODELS:
         _tidy(schema if model is Job else schema["$defs"][model.__name__], model)
     schema["properties"]["operation"]["enum"] = sorted(operations)
+    schema["$defs"]["InputSpec"]["properties"]["format"]["enum"] = ["auto", *sorted(formats)]
     deployment = schema["$defs"]["DeploymentSpec"]["properties"]
     deployment["headers"]["maxProperties"] = 4
     return {

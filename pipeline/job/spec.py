@@ -40,7 +40,6 @@ LATER_OPERATIONS = frozenset(
     {"responses", "completions", "transcription", "translation", "speech", "image", "fine-tuning"}
 )
 LATER_VALUES: Mapping[tuple[str, str], frozenset[str]] = {
-    ("input", "format"): frozenset({"files", "openai-batch"}),
     ("request", "on_too_long"): frozenset({"truncate", "split"}),
     ("deployments", "lane"): frozenset({"batch"}),
     ("output", "format"): frozenset({"openai-batch"}),
@@ -251,9 +250,10 @@ class InputSpec(Section):
         doc="A file, folder or glob, or a list of them, relative to the job file. `${NAME}` is read from the "
         "environment. A folder's files are read in the order of their names.",
     )
-    format: Literal["auto", "jsonl", "parquet"] = declare(
+    format: Text = declare(
         "auto",
         kind="semantic",
+        type_text="`auto` or a format",
         doc="How the rows are written. `auto` goes by the file's ending and first bytes; `jsonl` may be .gz or .zst.",
     )
     id: Text | None = declare(

@@ -1,8 +1,11 @@
-"""What a source of rows is: a stream of batches with ordinals, and places from which to read on."""
+"""What a source of rows is: a stream of batches with ordinals, and places from which to read on.
+
+A new source is one file in this folder that declares `FORMAT`; contract tests find it by themselves.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -71,8 +74,46 @@ class Source(Protocol):
     files: tuple[InputFile, ...]
     schema: pa.Schema
 
+    @property
+    def row_count(self) -> int | None:
+        """The number of rows; None where it takes reading to know."""
+
     def open(self, start: Position, *, values: frozenset[str] | None, carried: Sequence[str]) -> Cursor:
         """Read from `start` on. `values` names the columns that rows must hold (None: all), `carried` those to carry.
 
         Batches have the carried columns in the order given.
         """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """What a format is opened with.
+
+    `files` are in their order. `declared` holds the types of columns that the job names, as it writes them.
+    `kept_schema` is the schema of an earlier invocation, from which the types are then taken; None: they are found.
+    """
+
+    files: tuple[InputFile, ...]
+    declared: Mapping[str, str]
+    kept_schema: pa.Schema | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """One way of writing rows, as its module declares it under `FORMAT`.
+
+    `name` is what a job file says under `input.format`: the module's name with hyphens for underscores. `title` is how
+    messages call one such file. `suffixes` end the names of its files, in lower case; `auto` and folders go by them.
+    A format without any is never guessed, and takes all files of a folder. `magic` begins each of its files, where
+    something does. `open` raises SourceError for files that cannot be read as this.
+    """
+
+    name: str
+    title: str
+    suffixes: tuple[str, ...] = ()
+    magic: bytes = b""
+    open: Callable[[Opening], Source]
+
+    def names(self, path: Path) -> bool:
+        """Whether a file's name says this format."""
+        return path.name.lower().endswith(self.suffixes) if self.suffixes else False

@@ -8,61 +8,63 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from pipeline.sources.base import InputFile
+from pipeline.sources.base import Format, InputFile
 from pipeline.sources.errors import SourceError
 
-JSONL = "jsonl"
-PARQUET = "parquet"
-
-_FORMATS = {".jsonl": JSONL, ".ndjson": JSONL, ".json": JSONL, ".parquet": PARQUET, ".pq": PARQUET}
-_COMPRESSED = (".gz", ".zst")
-Codec = Literal["gzip", "zstd"]
-"""A compression of JSON Lines, by the name that pyarrow gives it."""
-
-_CODECS: dict[bytes, Codec] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
-_PARQUET_MAGIC = b"PAR1"
 _GLOB = frozenset("*?[")
+_HEAD_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """The files of an input, all of one format. `codecs` names each file's compression, None where it is plain."""
+    """The files of an input, all of one format."""
 
-    format: str
+    format: Format
     files: tuple[InputFile, ...]
-    codecs: tuple[Codec | None, ...]
 
 
-def discover(paths: Sequence[str], *, format: str) -> Found:  # noqa: A002 - the job file's word
+def discover(paths: Sequence[str], *, format: str, formats: Sequence[Format]) -> Found:  # noqa: A002 - the job file's word
     """Find the files: each path is a file, a folder or a glob; what they hold is read in the order of the paths.
 
+    All are of the one of `formats` that `format` names; with `auto` it is found.
     A folder gives all its files, at any depth, sorted by name; names that begin with `_` or `.` are skipped, there
     and by a glob's wildcards. With a given format, a folder gives the files whose names say that format; with
     `auto`, each of its files must be of one and the same format.
 
     Raises SourceError where nothing is found, a file is named twice, unreadable or of an unknown or other format.
     """
-    found = [(path, *_format(path, format)) for path in _unique(_expand(paths, format))]
-    formats = {name: path for path, name, _ in found}
-    if len(formats) > 1:
-        both = " and ".join(f"{name} ({path})" for name, path in sorted(formats.items()))
+    wanted = _named(format, formats)
+    found: list[InputFile] = []
+    examples: dict[str, tuple[Format, Path]] = {}
+    for path in _unique(_expand(paths, wanted)):
+        form, file = _examined(path, wanted, formats)
+        found.append(file)
+        examples.setdefault(form.name, (form, path))
+    if len(examples) > 1:
+        both = " and ".join(f"{name} ({path})" for name, (_, path) in sorted(examples.items()))
         raise SourceError(f"the input mixes formats: {both}; name the files of one format, by a glob for example")
-    return Found(
-        format=next(iter(formats)),
-        files=tuple(_input_file(path) for path, _, _ in found),
-        codecs=tuple(codec for _, _, codec in found),
-    )
+    return Found(format=next(iter(examples.values()))[0], files=tuple(found))
 
 
-def _expand(paths: Sequence[str], format_: str) -> Iterator[Path]:
+def _named(format_: str, formats: Sequence[Format]) -> Format | None:
+    """Give the format that the job names, None for `auto`."""
+    if format_ == "auto":
+        return None
+    for form in formats:
+        if form.name == format_:
+            return form
+    *most, last = ("auto", *(form.name for form in formats))
+    raise SourceError(f"input.format: {format_!r} is not read; use {', '.join(most)} or {last}")
+
+
+def _expand(paths: Sequence[str], wanted: Format | None) -> Iterator[Path]:
     for text in paths:
         path = Path(text)
         if path.is_dir():
-            files = list(_walk(path, format_))
+            files = list(_walk(path, wanted))
             if not files:
-                kind = "files" if format_ == "auto" else f"{format_} files"
+                kind = f"{wanted.name} files" if wanted is not None and wanted.suffixes else "files"
                 raise SourceError(f"{text}: the folder holds no {kind} (names that begin with _ or . are skipped)")
             yield from files
         elif path.exists():
@@ -77,7 +79,7 @@ def _expand(paths: Sequence[str], format_: str) -> Iterator[Path]:
             raise SourceError(f"{text}: no such file or folder")
 
 
-def _walk(folder: Path, format_: str) -> Iterator[Path]:
+def _walk(folder: Path, wanted: Format | None) -> Iterator[Path]:
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
@@ -87,8 +89,8 @@ def _walk(folder: Path, format_: str) -> Iterator[Path]:
             continue
         path = Path(entry.path)
         if entry.is_dir():
-            yield from _walk(path, format_)
-        elif format_ in {"auto", _named_format(path)}:
+            yield from _walk(path, wanted)
+        elif wanted is None or not wanted.suffixes or wanted.names(path):
             yield path
 
 
@@ -104,39 +106,22 @@ def _unique(paths: Iterator[Path]) -> list[Path]:
     return list(seen.values())
 
 
-def _named_format(path: Path) -> str | None:
-    """Tell the format that a file's name says."""
-    stem = path.with_suffix("") if path.suffix.lower() in _COMPRESSED else path
-    return _FORMATS.get(stem.suffix.lower())
-
-
-def _format(path: Path, format_: str) -> tuple[str, Codec | None]:
-    """Tell the format and compression of a file: what its first bytes say, else its name."""
+def _examined(path: Path, wanted: Format | None, formats: Sequence[Format]) -> tuple[Format, InputFile]:
+    """Look a file over, and tell its format: what its first bytes say, else its name."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise SourceError(f"{path}: is no regular file, so it could not be read on from its middle")
         with path.open("rb") as file:
-            head = file.read(4)
+            head = file.read(_HEAD_BYTES)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
-    is_parquet = head == _PARQUET_MAGIC
-    named = _named_format(path)
-    wanted = format_ if format_ != "auto" else (PARQUET if is_parquet else named)
-    match wanted:
-        case "parquet" if is_parquet:
-            return PARQUET, None
-        case "parquet":
-            raise SourceError(f"{path}: is no Parquet file")
-        case "jsonl" if not is_parquet:
-            return JSONL, next((codec for magic, codec in _CODECS.items() if head.startswith(magic)), None)
-        case "jsonl":
-            raise SourceError(f"{path}: is a Parquet file, and input.format says jsonl")
-        case None:
-            raise SourceError(f"{path}: neither its name nor its first bytes say a format; set input.format")
-        case _:
-            raise SourceError(f"input.format: {wanted!r} is not read; use auto, jsonl or parquet")
-
-
-def _input_file(path: Path) -> InputFile:
-    status = path.stat()
-    return InputFile(path=path, size=status.st_size, mtime_ns=status.st_mtime_ns, inode=status.st_ino)
+    begun = next((form for form in formats if form.magic and head.startswith(form.magic)), None)
+    form = wanted or begun or next((form for form in formats if form.names(path)), None)
+    if form is None:
+        raise SourceError(f"{path}: neither its name nor its first bytes say a format; set input.format")
+    if form.magic and begun is not form:
+        raise SourceError(f"{path}: is no {form.title}")
+    if form.suffixes and begun not in {None, form}:
+        raise SourceError(f"{path}: is a {begun.title}, and input.format says {form.name}")
+    return form, InputFile(path=path, size=status.st_size, mtime_ns=status.st_mtime_ns, inode=status.st_ino)

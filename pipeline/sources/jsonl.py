@@ -9,24 +9,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import orjson
 import pyarrow as pa
 
 from pipeline.errors import StorageError
 from pipeline.model import BadRow, ErrorInfo, ErrorType, Row
-from pipeline.sources.base import Batch, InputFile, Position
+from pipeline.sources.base import Batch, Format, InputFile, Position
 from pipeline.sources.digest import RangeDigest
-from pipeline.sources.discover import Codec
 from pipeline.sources.errors import SourceError
 from pipeline.sources.types import MAX_DEPTH, CellError, Column, Sample, record_batch
+
+Codec = Literal["gzip", "zstd"]
+"""A compression, by the name that pyarrow gives it."""
 
 MAX_LINE_BYTES = 32 * 2**20
 """A longer line is a failed row; it is read past, never held."""
 SAMPLE_ROWS = 10_000
 SAMPLE_BYTES = 64 * 2**20
 
+_CODECS: dict[bytes, Codec] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _BLOCK_BYTES = 2**20
 _BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
@@ -44,13 +47,12 @@ class JsonlSource:
     def __init__(
         self,
         files: Sequence[InputFile],
-        codecs: Sequence[Codec | None],
         *,
         declared: Mapping[str, str],
         kept_schema: pa.Schema | None,
     ) -> None:
         self.files = tuple(files)
-        self._codecs = tuple(codecs)
+        self._codecs = tuple(_codec(file.path) for file in self.files)
         self.schema = _sampled_schema(self.files, self._codecs, declared) if kept_schema is None else kept_schema
 
     @property
@@ -467,6 +469,16 @@ def _has_long_integer(value: Any) -> bool:
             return False
 
 
+def _codec(path: Path) -> Codec | None:
+    """Tell a file's compression by its first bytes."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(max(map(len, _CODECS)))
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
+    return next((codec for magic, codec in _CODECS.items() if head.startswith(magic)), None)
+
+
 def _sampled_schema(
     files: Sequence[InputFile], codecs: Sequence[Codec | None], declared: Mapping[str, str]
 ) -> pa.Schema:
@@ -500,3 +512,11 @@ def _refuse_other_formats(block: _Block) -> None:
             f"{block.name}: this is JSON over several lines; JSON Lines has one object a line "
             "(`jq -c '.[]' FILE` or `jq -c . FILE` turns it into that)"
         )
+
+
+FORMAT = Format(
+    name="jsonl",
+    title="JSON Lines file",
+    suffixes=tuple(f".{name}{packed}" for name in ("jsonl", "ndjson", "json") for packed in ("", ".gz", ".zst")),
+    open=lambda given: JsonlSource(given.files, declared=given.declared, kept_schema=given.kept_schema),
+)

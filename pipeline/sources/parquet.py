@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.model import BadRow, ErrorInfo, ErrorType, Row
-from pipeline.sources.base import Batch, InputFile, Position
+from pipeline.sources.base import Batch, Format, InputFile, Opening, Position
 from pipeline.sources.digest import RangeDigest, plain_array, plain_type
 from pipeline.sources.errors import SourceError
 from pipeline.sources.types import record_batch
@@ -336,3 +336,12 @@ def _microseconds(type_: pa.DataType) -> pa.DataType:
     if types.is_duration(type_) and type_.unit == "ns":
         return pa.duration("us")
     return type_
+
+
+def _open(given: Opening) -> ParquetSource:
+    if given.declared:
+        raise SourceError("input.columns: a Parquet file has its own types; leave it out")
+    return ParquetSource(given.files, kept_schema=given.kept_schema)
+
+
+FORMAT = Format(name="parquet", title="Parquet file", suffixes=(".parquet", ".pq"), magic=b"PAR1", open=_open)

@@ -18,6 +18,7 @@ GOOD: dict[str, Any] = {
 }
 ENVIRON = {"AZURE_OPENAI_API_KEY": "canary-key", "OUT": "from-environment", "EMPTY": " "}
 OPERATIONS = ("embeddings", "chat")
+FORMATS = ("jsonl", "parquet")
 
 
 def write(tmp_path: Path, job: Mapping[str, Any] | str, name: str = "demo.yaml") -> Path:
@@ -30,11 +31,13 @@ def write(tmp_path: Path, job: Mapping[str, Any] | str, name: str = "demo.yaml")
 
 def load(tmp_path: Path, environ: Mapping[str, str] = ENVIRON, *, simulate: bool = False, **sections: Any) -> Job:
     file = write(tmp_path, GOOD | sections)
-    return load_job(file, environ=environ, operations=OPERATIONS, simulate=simulate)
+    return load_job(file, environ=environ, operations=OPERATIONS, formats=FORMATS, simulate=simulate)
 
 
 def draft(tmp_path: Path, environ: Mapping[str, str] = ENVIRON, *, simulate: bool = False, **sections: Any) -> Draft:
-    return read(write(tmp_path, GOOD | sections), environ=environ, operations=OPERATIONS, simulate=simulate)
+    return read(
+        write(tmp_path, GOOD | sections), environ=environ, operations=OPERATIONS, formats=FORMATS, simulate=simulate
+    )
 
 
 def said(found: Draft) -> dict[str, str]:
@@ -84,7 +87,7 @@ run:
   workers: many
 """,
     )
-    found = read(file, environ={}, operations=OPERATIONS)
+    found = read(file, environ={}, operations=OPERATIONS, formats=FORMATS)
     problems = [*found.problems, *found.column_problems(["text", "id"], result_columns=["embedding"])]
     assert [(problem.line, problem.column, problem.path) for problem in problems] == [
         (1, 12, "operation"),
@@ -100,14 +103,14 @@ run:
     assert "must be a whole number" in text
     assert "canary" not in text
     with pytest.raises(JobFileError) as caught:
-        load_job(file, environ={}, operations=OPERATIONS)
+        load_job(file, environ={}, operations=OPERATIONS, formats=FORMATS)
     assert caught.value.problems == found.problems
 
 
 @pytest.mark.parametrize("name", sorted(GOOD))
 def test_a_missing_section_is_told(tmp_path: Path, name: str) -> None:
     file = write(tmp_path, {key: value for key, value in GOOD.items() if key != name})
-    assert said(read(file, environ=ENVIRON, operations=OPERATIONS))[name].startswith("is missing")
+    assert said(read(file, environ=ENVIRON, operations=OPERATIONS, formats=FORMATS))[name].startswith("is missing")
 
 
 @pytest.mark.parametrize("name", ["input", "request", "deployments", "output", "run"])
@@ -358,9 +361,11 @@ def test_simulating_checks_the_form_of_variables(tmp_path: Path) -> None:
 def test_overrides_win_over_the_file_and_have_no_place(tmp_path: Path) -> None:
     file = write(tmp_path, GOOD | {"run": {"workers": 3}})
     overrides = {"run.workers": "64", "request.dimensions": "256", "deployments.small.priority": "2"}
-    job = load_job(file, environ=ENVIRON, operations=OPERATIONS, overrides=overrides)
+    job = load_job(file, environ=ENVIRON, operations=OPERATIONS, formats=FORMATS, overrides=overrides)
     assert (job.run.workers, job.request["dimensions"], job.deployments[0].priority) == (64, 256, 2)
-    found = read(file, environ=ENVIRON, operations=OPERATIONS, overrides={"run.workers": "x", "run.wrkers": "1"})
+    found = read(
+        file, environ=ENVIRON, operations=OPERATIONS, formats=FORMATS, overrides={"run.workers": "x", "run.wrkers": "1"}
+    )
     assert [str(problem) for problem in found.problems] == [
         f"{file}: run.workers: must be a whole number",
         f"{file}: run.wrkers: unknown key (did you mean `workers`?)",
@@ -387,7 +392,7 @@ def test_overrides_win_over_the_file_and_have_no_place(tmp_path: Path) -> None:
     ],
 )
 def test_json_and_toml_say_the_same(tmp_path: Path, name: str, text: str) -> None:
-    job = load_job(write(tmp_path, text, name), environ={}, operations=OPERATIONS)
+    job = load_job(write(tmp_path, text, name), environ={}, operations=OPERATIONS, formats=FORMATS)
     assert (job.name, job.operation, job.deployments[0].deployment) == ("demo", "chat", "d")
 
 
@@ -396,7 +401,7 @@ def test_a_glob_in_the_jobs_own_folder_name_is_no_pattern(tmp_path: Path) -> Non
     folder.mkdir()
     file = folder / "demo.yaml"
     file.write_text(yaml.safe_dump(GOOD | {"input": {"path": ["*.jsonl", "one.jsonl"]}}))
-    job = load_job(file, environ=ENVIRON, operations=OPERATIONS)
+    job = load_job(file, environ=ENVIRON, operations=OPERATIONS, formats=FORMATS)
     assert job.input.path == (str(tmp_path / "jobs [[]1]" / "*.jsonl"), str(folder / "one.jsonl"))
 
 

@@ -9,7 +9,7 @@ from pipeline.job.reference import reference
 from pipeline.job.schema import json_schema
 from pipeline.job.spec import DeploymentSpec, InputSpec, Job, OutputSpec, Price, RunSpec, Section
 
-SCHEMA = json_schema(operations=("embeddings", "chat"))
+SCHEMA = json_schema(operations=("embeddings", "chat"), formats=("jsonl", "parquet"))
 SECTIONS: tuple[type[Section], ...] = (Job, InputSpec, DeploymentSpec, Price, OutputSpec, RunSpec)
 
 

@@ -1,0 +1,1 @@
+"""A package of input formats beside the product's own."""
