@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 UV := $(BIN)/uv --system-certs
 UV_VERSION := 0.13.9
+LOCK = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade pyproject.toml
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test chaos bench check format lint types floors lock audit clean
@@ -53,7 +54,8 @@ audit: $(READY) ## look the locked packages up in the advisory databases (needs 
 	@$(BIN)/pip-audit --require-hashes --disable-pip -r requirements.lock
 
 lock: $(READY) ## pin every package anew, with hashes
-	@$(UV) pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes --upgrade pyproject.toml -o requirements.lock
+	@$(LOCK) --extra dev --extra demo --extra audio -o requirements.lock
+	@$(LOCK) --extra demo-audio -c requirements.lock -o requirements-audio.lock
 
 clean: ## remove the environment and what was run
 	@rm -rf $(VENV) out

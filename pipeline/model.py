@@ -78,12 +78,15 @@ class Target:
     """What an operation must know of the deployment it builds a request for.
 
     `body_model` is the value of the body's `model` field, None where the path names the deployment.
-    `model` is what stands behind the deployment (token counts, prices, vector size).
+    `model` is what stands behind the deployment (token counts, prices, vector size). `api` is the family of its paths:
+    azure, azure-v1 or openai; `api_version` what its queries say, None where they say nothing.
     """
 
     deployment: str
     model: str
     body_model: str | None
+    api: str = "azure"
+    api_version: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +94,7 @@ class Call:
     """One HTTP request's worth, before an address and credentials are put to it.
 
     `endpoint` is the path below the base, such as "chat/completions". `tokens` is the admission estimate.
+    `stream` asks for the moments at which the reply's bytes came (`Reply.arrivals`).
     """
 
     endpoint: str
@@ -98,16 +102,22 @@ class Call:
     tokens: int
     content_type: str = "application/json"
     accept: str = "application/json"
+    stream: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What came back of one attempt: any status, the whole body, header names in lower case."""
+    """What came back of one attempt: any status, the whole body, header names in lower case.
+
+    `arrivals`, of a reply that was asked for as a stream: pairs of how many bytes of the body had come, and after how
+    many ms, in order.
+    """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
     latency_ms: float
+    arrivals: tuple[tuple[int, float], ...] = ()
 
 
 class NoReplyKind(StrEnum):
@@ -144,10 +154,24 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OutputFile:
+    """Speech or a picture to be kept as `media/ORDINAL.SUFFIX`; the row's `column` then holds that path.
+
+    `suffix` is the operation's own word, such as mp3, never the service's or a row's.
+    """
+
+    column: str
+    suffix: str
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RowResult:
     """One row's end: `values` of the operation's columns when ok, else `error`.
 
-    `response` is the reply's JSON, kept or dropped by `output.raw`.
+    `response` is the reply's JSON, kept or dropped by `output.raw`. What is not yet an end asks for more: `files` to
+    be written, `fetch`, a URL whose content completes the result (`Fetching.fetched`), or `again`, the item to be
+    sent once more in this one's place; of the two results that give usage, the row has the sum.
     """
 
     ordinal: int
@@ -155,6 +179,9 @@ class RowResult:
     error: ErrorInfo | None = None
     usage: Usage | None = None
     response: bytes | None = None
+    files: tuple[OutputFile, ...] = ()
+    fetch: str | None = None
+    again: Item | None = None
 
     @property
     def ok(self) -> bool:

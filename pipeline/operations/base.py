@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,11 +41,18 @@ class Operation(Protocol):
     def columns(self) -> frozenset[str] | None:
         """The input columns that `prepare` reads; None when a template may reach any."""
 
+    @property
+    def reads_files(self) -> bool:
+        """Whether `build` reads files: it is then called in a worker thread."""
+
     def prepare(self, rows: Sequence[Row]) -> list[Item | ErrorInfo]:
         """Render and check rows, in order: an item to send, or why the row cannot be asked. Never raises for a row."""
 
     def build(self, items: Sequence[Item], target: Target) -> Call:
-        """Build the request that carries these items. Pure; the same items give the same bytes."""
+        """Build the request that carries these items. Pure, but for files; the same items give the same bytes.
+
+        Raises RowProblem where a file that an item names can no longer be sent.
+        """
 
     def parse(self, items: Sequence[Item], reply: Reply) -> list[RowResult]:
         """Read a 2xx reply: one result for every item, in their order.
@@ -64,6 +72,35 @@ class Operation(Protocol):
 
     def schema(self) -> pa.Schema:
         """The result columns and their types. Raises LookupError while a fact is still unknown."""
+
+
+@runtime_checkable
+class Cutting(Operation, Protocol):
+    """An operation whose items may be too long for one request: they are cut into pieces, asked for one by one.
+
+    Finished pieces are kept, so that a restart does not pay for them again.
+    """
+
+    def cut(self, item: Item, folder: Path) -> Sequence[Item] | None:
+        """Cut an item that one request cannot carry; None where one can. Blocking.
+
+        The same item gives the same pieces, whose ordinals are the item's. `folder` is there for their files; it goes
+        when the row is done or the run ends. Raises RowProblem where the item cannot be cut.
+        """
+
+    def piece_key(self, piece: Item) -> str:
+        """Name what was asked with a piece: a result kept under the same key is an answer to it."""
+
+    def join(self, item: Item, pieces: Sequence[Item], results: Sequence[RowResult]) -> RowResult:
+        """Make one result of those of all pieces, each ok, in order. Usage is summed up. Pure."""
+
+
+@runtime_checkable
+class Fetching(Operation, Protocol):
+    """An operation whose replies name URLs that hold the result proper (`RowResult.fetch`)."""
+
+    def fetched(self, result: RowResult, content: bytes) -> RowResult:
+        """Complete a result with what its URL held. Raises ReplyError where it is not what was promised. Pure."""
 
 
 class OperationFactory(Protocol):

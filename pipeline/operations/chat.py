@@ -55,6 +55,7 @@ class ChatOperation:
     template: RequestTemplate
     fail_truncated: bool = False
     name: str = "chat"
+    reads_files: bool = False
     limits: PackLimits = field(default_factory=PackLimits)
 
     @property

@@ -67,6 +67,7 @@ class EmbeddingsOperation:
     vector_size: int | None
     keep_response: bool = False
     name: str = "embeddings"
+    reads_files: bool = False
     _max_input_tokens: int | None = field(init=False)
 
     def __post_init__(self) -> None:

@@ -96,6 +96,8 @@ def target(address: Address, *, model: str | None) -> Target:
         deployment=address.deployment,
         model=model or address.deployment,
         body_model=None if address.family is Family.AZURE else address.deployment,
+        api=address.family.value,
+        api_version=dict(parse_qsl(address.query)).get("api-version"),
     )
 
 

@@ -25,6 +25,7 @@ class TwoWords:
 
     template: RequestTemplate
     name: str = "two-words"
+    reads_files: bool = False
     limits: PackLimits = field(default_factory=PackLimits)
 
     @property
