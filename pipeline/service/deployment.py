@@ -176,7 +176,7 @@ class Deployment:
         self.requests += 1
         self.in_flight += 1
         try:
-            reply = await self._wire.send(url, headers, call.body, timeout_s=self._timeout_s)
+            reply = await self._wire.send(url, headers, call.body, timeout_s=self._timeout_s, stream=call.stream)
         finally:
             self.in_flight -= 1
         if isinstance(reply, NoReply):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     import pyreqwest.client
     import pyreqwest.http
+    from pyreqwest.response import ResponseBodyReader
 
 Transport: TypeAlias = httpx.AsyncBaseTransport
 """What a wire sends over: any httpx transport."""
@@ -41,6 +42,10 @@ BACKSTOP_S = 0.5
 """Seconds past its deadline at which an attempt is abandoned although its transport did not end it."""
 DEADLINE = "deadline_s"
 """The request extension under which a transport finds the attempt's whole time, in seconds."""
+ARRIVED = "arrived"
+"""The request extension under which a transport that reads whole replies finds whom to tell of bytes as they come."""
+ARRIVALS_MS = 1.0
+"""Bytes that come within this time of others are noted with them."""
 
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 _UNKNOWN_HOST = ("name or service not known", "nodename nor servname", "no address associated", "no record found")
@@ -102,24 +107,31 @@ class Wire:
         # A cancel scope costs as much as a third of the whole attempt; who ends attempts by himself needs none.
         self._keeps_deadline = isinstance(transport, PyreqwestTransport)
 
-    async def send(self, url: str, headers: Mapping[str, str], body: bytes, *, timeout_s: float) -> Reply | NoReply:
-        """Make exactly one attempt, which ends within `timeout_s` (plus half a second), connect to last byte."""
+    async def send(
+        self, url: str, headers: Mapping[str, str], body: bytes, *, timeout_s: float, stream: bool = False
+    ) -> Reply | NoReply:
+        """Make exactly one attempt, which ends within `timeout_s` (plus half a second), connect to last byte.
+
+        `stream` has the reply say when its bytes came; it is read to its end all the same.
+        """
         parsed, host = _url(url)
+        began = self._clock.now()
+        arrivals = _Arrivals(self._clock, began) if stream else None
+        extensions = {DEADLINE: timeout_s, "timeout": _timeouts(timeout_s)}
         request = httpx.Request(
             "POST",
             parsed,
             headers=[("host", host), *headers.items(), ("content-length", str(len(body)))],
             stream=Whole(body),
-            extensions={DEADLINE: timeout_s, "timeout": _timeouts(timeout_s)},
+            extensions=extensions if arrivals is None else {**extensions, ARRIVED: arrivals.note},
         )
-        began = self._clock.now()
         words = ""
         try:
             if self._keeps_deadline:
-                reply = await self._exchange(request, began)
+                reply = await self._exchange(request, began, arrivals)
             else:
                 with anyio.fail_after(timeout_s + BACKSTOP_S):
-                    reply = await self._exchange(request, began)
+                    reply = await self._exchange(request, began, arrivals)
         except Exception as error:
             kind = kind_of(error)
             if kind is None:
@@ -132,11 +144,11 @@ class Wire:
         message = next((reason for said, reason in _REASONS if said in words), _MESSAGES[kind])
         return NoReply(kind=kind, message=message, latency_ms=(self._clock.now() - began) * 1000)
 
-    async def _exchange(self, request: httpx.Request, began: float) -> Reply | None:
+    async def _exchange(self, request: httpx.Request, began: float, arrivals: _Arrivals | None) -> Reply | None:
         """Send, and read the whole reply; None when it passes the cap."""
         response = await self._transport.handle_async_request(request)
         try:
-            content = await _read(response)
+            content = await _read(response, arrivals)
         finally:
             await response.aclose()
         if content is None:
@@ -146,6 +158,7 @@ class Wire:
             headers=_lowered(response),
             body=content,
             latency_ms=(self._clock.now() - began) * 1000,
+            arrivals=() if arrivals is None else tuple(arrivals.noted),
         )
 
     async def aclose(self) -> None:
@@ -162,6 +175,24 @@ class Wire:
     ) -> None:
         """Close every connection."""
         await self.aclose()
+
+
+class _Arrivals:
+    """Notes when a reply's bytes came."""
+
+    def __init__(self, clock: Clock, began: float) -> None:
+        self.noted: list[tuple[int, float]] = []
+        self._clock = clock
+        self._began = began
+        self._bytes = 0
+
+    def note(self, size: int) -> None:
+        """Count bytes that came just now."""
+        self._bytes += size
+        at = (self._clock.now() - self._began) * 1000
+        if self.noted and at - self.noted[-1][1] < ARRIVALS_MS:
+            at = self.noted.pop()[1]
+        self.noted.append((self._bytes, at))
 
 
 class Whole(httpx.ByteStream):
@@ -215,9 +246,16 @@ class PyreqwestTransport(httpx.AsyncBaseTransport):
         sending = sending.body_bytes(body)
         if DEADLINE in request.extensions:
             sending = sending.timeout(timedelta(seconds=request.extensions[DEADLINE]))
+        arrived: Callable[[int], None] | None = request.extensions.get(ARRIVED)
+        if arrived is not None:
+            # Its default waits for 64 kB or the end before the first bytes are handed on.
+            sending = sending.streamed_read_buffer_limit(1)
         async with sending.build_streamed() as reply:
-            content = await reply.body_reader.read(REPLY_CAP_BYTES + 1)
-            stream = Whole(b"" if content is None else bytes(content))
+            if arrived is None:
+                content = await reply.body_reader.read(REPLY_CAP_BYTES + 1)
+                stream = Whole(b"" if content is None else bytes(content))
+            else:
+                stream = Whole(await _read_chunks(reply.body_reader, arrived))
             return httpx.Response(reply.status, headers=_readable(reply.headers), stream=stream)
 
     async def aclose(self) -> None:
@@ -351,7 +389,18 @@ def _words(error: BaseException) -> str:
     return " ".join(said).lower()
 
 
-async def _read(response: httpx.Response) -> bytes | None:
+async def _read_chunks(reader: ResponseBodyReader, arrived: Callable[[int], None]) -> bytes:
+    """Read a body as it comes, at most a chunk past the cap."""
+    chunks: list[bytes] = []
+    size = 0
+    while size <= REPLY_CAP_BYTES and (chunk := await reader.read_chunk()) is not None:
+        arrived(len(chunk))
+        size += len(chunk)
+        chunks.append(bytes(chunk))
+    return b"".join(chunks)
+
+
+async def _read(response: httpx.Response, arrivals: _Arrivals | None) -> bytes | None:
     """Read a body to its end; None when it passes the cap."""
     if isinstance(response.stream, Whole) and "content-encoding" not in response.headers:
         content = response.stream.content
@@ -362,6 +411,8 @@ async def _read(response: httpx.Response) -> bytes | None:
         size += len(chunk)
         if size > REPLY_CAP_BYTES:
             return None
+        if arrivals is not None:
+            arrivals.note(len(chunk))
         chunks.append(chunk)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 

@@ -14,6 +14,7 @@ import trustme
 
 from pipeline.clock import SystemClock
 from pipeline.model import NoReply, NoReplyKind, Reply
+from pipeline.service import wire as wire_module
 from pipeline.service.wire import HttpxTransport, PyreqwestTransport, Wire
 
 pytestmark = pytest.mark.anyio
@@ -103,10 +104,11 @@ async def send(
     timeout_s: float = 5.0,
     scheme: str = "http",
     host: str = "127.0.0.1",
+    stream: bool = False,
 ) -> Reply | NoReply:
     async with Wire(transport, clock=SystemClock()) as wire:
         return await wire.send(
-            f"{scheme}://{host}:{port}/x?secret=1", {"api-key": "secret"}, b"{}", timeout_s=timeout_s
+            f"{scheme}://{host}:{port}/x?secret=1", {"api-key": "secret"}, b"{}", timeout_s=timeout_s, stream=stream
         )
 
 
@@ -127,10 +129,12 @@ FAULTS: dict[str, tuple[Handler, NoReplyKind]] = {
 
 @pytest.mark.parametrize("wire", WIRES)
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_a_fault_is_no_reply_of_its_kind(wire: str, fault: str) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_fault_is_no_reply_of_its_kind(wire: str, fault: str, *, stream: bool) -> None:
     handler, kind = FAULTS[fault]
+    timeout_s = 0.2 if kind is NoReplyKind.TIMEOUT else 5.0
     async with serving(handler) as server:
-        reply = await send(WIRES[wire](b""), server.port, timeout_s=0.2 if kind is NoReplyKind.TIMEOUT else 5.0)
+        reply = await send(WIRES[wire](b""), server.port, timeout_s=timeout_s, stream=stream)
         assert isinstance(reply, NoReply)
         assert reply.kind is kind
         assert reply.latency_ms < 2000
@@ -163,6 +167,49 @@ async def test_a_reply_of_megabytes_in_pieces_comes_whole(wire: str) -> None:
         reply = await send(WIRES[wire](b""), server.port)
     assert isinstance(reply, Reply)
     assert reply.body == body
+
+
+@pytest.mark.parametrize("wire", WIRES)
+async def test_a_streamed_reply_comes_whole_and_says_when_its_bytes_came(wire: str) -> None:
+    pieces = [b"data: 1\n\n", b"data: 2\n\n", b"data: [DONE]\n\n"]
+
+    async def streaming(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request(reader)
+        writer.write(HEADER + b"transfer-encoding: chunked\r\n\r\n")
+        for piece in pieces:
+            await asyncio.sleep(0.05)
+            writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            await writer.drain()
+        writer.write(b"0\r\n\r\n")
+
+    async with serving(streaming) as server:
+        reply = await send(WIRES[wire](b""), server.port, stream=True)
+    assert isinstance(reply, Reply)
+    assert reply.body == b"".join(pieces)
+    assert [count for count, _ in reply.arrivals] == [9, 18, 32]
+    moments = [at for _, at in reply.arrivals]
+    assert moments[0] >= 50
+    assert moments[1] - moments[0] >= 25
+    assert moments[-1] <= reply.latency_ms
+
+
+@pytest.mark.parametrize("wire", WIRES)
+async def test_a_streamed_reply_that_never_ends_is_cut_off_at_the_cap(
+    wire: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire_module, "REPLY_CAP_BYTES", 100_000)
+
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request(reader)
+        writer.write(HEADER + b"transfer-encoding: chunked\r\n\r\n")
+        while True:
+            writer.write(b"1000\r\n%b\r\n" % (b"x" * 0x1000))
+            await writer.drain()
+
+    async with serving(endless) as server:
+        reply = await send(WIRES[wire](b""), server.port, stream=True)
+    assert isinstance(reply, NoReply)
+    assert reply.kind is NoReplyKind.TOO_LARGE
 
 
 @pytest.mark.parametrize("wire", WIRES)
