@@ -227,9 +227,19 @@ class RequestInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenFile:
+    """A file of the output folder that belongs to a row. `name` is its path below the folder."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What one request came to: committed whole, or not at all."""
+    """What one request came to: committed whole, or not at all. `files` were written before."""
 
     rows: tuple[RowResult, ...]
     request: RequestInfo
     attempts: tuple[Attempt, ...] = ()
+    files: tuple[WrittenFile, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from pipeline.store.checksums import forget_checksums, write_checksums
 from pipeline.store.files import private_folder, refuse_link, remove_temporaries, storage
 from pipeline.store.journal import Journal, JournalReader, Part, Span
 from pipeline.store.lock import hold, is_held
+from pipeline.store.media import MEDIA
 from pipeline.store.parts import part_name, write_attempts, write_part
 from pipeline.store.spool import SPOOL_SUFFIX, read_spool, spool_path, spooled_rows
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ATTEMPTS_A_FILE = 20_000
+_MEDIA_FILE = re.compile(r"\d{12,}\.[A-Za-z0-9]+")
 _PART = re.compile(r"part-(\d{12,})-(\d{12,})\.parquet")
 
 
@@ -53,6 +56,16 @@ class Layout:
     def spool(self) -> Path:
         """Carried columns of open ranges."""
         return self.private / "spool"
+
+    @property
+    def pieces(self) -> Path:
+        """Pieces of recordings that are being sent; made anew when they are needed again."""
+        return self.private / "pieces"
+
+    @property
+    def media(self) -> Path:
+        """Files of rows: speech, pictures, subtitles."""
+        return self.root / MEDIA
 
     @property
     def attempts(self) -> Path:
@@ -96,6 +109,7 @@ def hold_folder(root: Path, *, fresh: bool, now: datetime) -> Iterator[Layout]:
     layout = Layout(root)
     with storage(f"preparing {root}"):
         refuse_link(layout.private)
+        refuse_link(layout.media)
         if fresh and layout.private.is_dir():
             with hold(layout.lock, started=now.isoformat()):
                 root.rename(root.with_name(f"{root.name}.{now:%Y%m%dT%H%M%S%f}"))
@@ -107,6 +121,8 @@ def hold_folder(root: Path, *, fresh: bool, now: datetime) -> Iterator[Layout]:
             remove_temporaries(root, layout.private, layout.attempts)
             # A spool counts only as far as this invocation has read its rows again.
             remove_temporaries(layout.spool, suffix=SPOOL_SUFFIX)
+            remove_temporaries(layout.media)
+            shutil.rmtree(layout.pieces, ignore_errors=True)
         forget_checksums(layout.private)
         yield layout
         write_checksums(layout.private)
@@ -134,9 +150,9 @@ def is_running(root: Path) -> bool:
 
 
 def remove_strays(layout: Layout, reader: JournalReader) -> list[str]:
-    """Remove parts that were named but not recorded before a crash: their rows are still in the journal.
+    """Remove files that were named but not recorded before a crash: their rows are pending, or in the journal.
 
-    A file whose rows the journal does not have is left where it is.
+    A part whose rows the journal does not have, and a file that is not named like ours, is left where it is.
     """
     known = {part.name for part in reader.parts()}
     spans = reader.spans()
@@ -150,6 +166,13 @@ def remove_strays(layout: Layout, reader: JournalReader) -> list[str]:
             with storage(f"removing {path.name}"):
                 path.unlink()
             removed.append(path.name)
+    if layout.media.is_dir():
+        for path in sorted(layout.media.iterdir()):
+            name = f"{MEDIA}/{path.name}"
+            if _MEDIA_FILE.fullmatch(path.name) and not reader.has_file(name):
+                with storage(f"removing {name}"):
+                    path.unlink()
+                removed.append(name)
     return removed
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pipeline.errors import DamageError, DefectError, PipelineError
-from pipeline.model import Attempt, Outcome, RequestInfo, RowResult
+from pipeline.model import Attempt, Outcome, RequestInfo, RowResult, WrittenFile
 from pipeline.store.codec import decode_attempt, decode_outcome, encode_attempt, encode_outcome
 from pipeline.store.database import (
     Connection,
@@ -29,25 +29,31 @@ from pipeline.store.database import (
     transaction,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 ATTEMPTS_A_CHUNK = 500
 
 _TABLES = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE span (
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS span (
     first INTEGER PRIMARY KEY, last INTEGER NOT NULL, start TEXT NOT NULL,
     read INTEGER NOT NULL DEFAULT 0, digest TEXT, finish TEXT
 );
-CREATE TABLE part (
+CREATE TABLE IF NOT EXISTS part (
     first INTEGER PRIMARY KEY, last INTEGER NOT NULL, name TEXT NOT NULL, ok INTEGER NOT NULL, failed INTEGER NOT NULL,
     bytes INTEGER NOT NULL, sha256 TEXT NOT NULL, digest TEXT NOT NULL, generation INTEGER NOT NULL,
     start TEXT NOT NULL, finish TEXT NOT NULL
 );
-CREATE TABLE payload (id INTEGER PRIMARY KEY, blob BLOB NOT NULL);
-CREATE TABLE result (
+CREATE TABLE IF NOT EXISTS payload (id INTEGER PRIMARY KEY, blob BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS result (
     ordinal INTEGER PRIMARY KEY, payload INTEGER NOT NULL, slot INTEGER NOT NULL, ok INTEGER NOT NULL
 );
-CREATE TABLE attempt (id INTEGER PRIMARY KEY AUTOINCREMENT, blob BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS attempt (id INTEGER PRIMARY KEY AUTOINCREMENT, blob BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS piece (
+    ordinal INTEGER NOT NULL, key TEXT NOT NULL, blob BLOB NOT NULL, PRIMARY KEY (ordinal, key)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS file (
+    name TEXT PRIMARY KEY, bytes INTEGER NOT NULL, sha256 TEXT NOT NULL
+) WITHOUT ROWID;
 """
 
 
@@ -122,11 +128,13 @@ class Journal:
                 self._create()
                 known = self._connection.execute("SELECT value FROM meta WHERE key = 'totals'").fetchone()
                 pending = self._connection.execute("SELECT coalesce(sum(length(blob)), 0) FROM payload").fetchone()
+                pieces = self._connection.execute("SELECT EXISTS (SELECT 1 FROM piece)").fetchone()
         except BaseException:
             self._connection.close()
             raise
         self.totals = Totals(**json.loads(known[0])) if known else Totals()
         self.pending_bytes: int = pending[0]
+        self._in_pieces = bool(pieces[0])
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[_Change | None] = queue.SimpleQueue()
         self._failure: PipelineError | None = None
@@ -145,6 +153,13 @@ class Journal:
     async def keep_attempts(self, attempts: tuple[Attempt, ...]) -> None:
         """Keep attempts whose rows stay pending (a clean stop)."""
         await self._submit(lambda connection: self._keep_attempts(connection, attempts))
+
+    async def keep_piece(self, key: str, outcome: Outcome) -> None:
+        """Keep what a piece of a row came to, under the piece's key, until the row itself is committed.
+
+        The outcome holds one row: the piece's. Raises what `commit` raises.
+        """
+        await self._submit(lambda connection: self._keep_piece(connection, key, outcome))
 
     async def note(self, key: str, value: object) -> None:
         """Keep a fact of the run, as JSON."""
@@ -253,7 +268,19 @@ class Journal:
         if outcome.attempts:
             totals.requests += 1
         self._keep_attempts(connection, outcome.attempts)
+        for file in outcome.files:
+            connection.execute("INSERT OR REPLACE INTO file VALUES (?, ?, ?)", (file.name, file.bytes, file.sha256))
+        if self._in_pieces:
+            connection.executemany("DELETE FROM piece WHERE ordinal = ?", [(row.ordinal,) for row in outcome.rows])
         self.pending_bytes += len(blob)
+
+    def _keep_piece(self, connection: Connection, key: str, outcome: Outcome) -> None:
+        (row,) = outcome.rows
+        values = (row.ordinal, key, encode_outcome(outcome))
+        connection.execute("INSERT OR REPLACE INTO piece VALUES (?, ?, ?)", values)
+        self._in_pieces = True
+        self.totals.requests += 1
+        self._keep_attempts(connection, outcome.attempts)
 
     def _keep_attempts(self, connection: Connection, attempts: tuple[Attempt, ...]) -> None:
         for attempt in attempts:
@@ -299,7 +326,7 @@ class Journal:
                 f"{self.path} was written by a newer version of pipeline (schema {version}, "
                 f"this one knows {SCHEMA_VERSION}); install that version to continue this run"
             )
-        if version == 0:
+        if version < SCHEMA_VERSION:
             with transaction(self._connection):
                 for statement in _TABLES.split(";"):
                     self._connection.execute(statement)
@@ -388,6 +415,21 @@ class JournalReader:
                 else:
                     open_payloads[payload] = (outcome, left - 1)
                 yield outcome.rows[slot], outcome.request
+
+    def pieces(self, ordinal: int) -> dict[str, Outcome]:
+        """What the pieces of a row came to, by their keys; none once the row is done."""
+        rows = self._all("SELECT key, blob FROM piece WHERE ordinal = ?", (ordinal,))
+        return {key: decode_outcome(blob) for key, blob in rows}
+
+    def files(self) -> Iterator[WrittenFile]:
+        """The files of rows that are done, by name."""
+        with database_errors("journal"):
+            for name, size, digest in self._connection.execute("SELECT name, bytes, sha256 FROM file ORDER BY name"):
+                yield WrittenFile(name=name, bytes=size, sha256=digest)
+
+    def has_file(self, name: str) -> bool:
+        """Whether a row that is done has this file."""
+        return self._one("SELECT 1 FROM file WHERE name = ?", (name,)) is not None
 
     def attempts(self, *, after: int = 0, limit: int = ATTEMPTS_A_CHUNK) -> list[tuple[int, Attempt]]:
         """Attempts that no file holds yet, by id."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _BATCH_ROWS = 16_384
 _RESTORE = "restore the file from a copy, or start anew with --fresh"
 _REWRITE = "run the job again: it is written anew"
+_LEFT_OVER = "run the job again to have a left-over removed; move a file of your own elsewhere"
 _REPORT = "please report this, with _pipeline/log.jsonl"
 
 
@@ -112,6 +113,7 @@ class _Check:
         spans = self._reader.spans()
         bytes_read = sum(self._part(part) for part in parts)
         self._strays(parts)
+        bytes_read += self._media()
         self._ranges([*parts, *spans])
         self._counts(parts, spans)
         self._attempts()
@@ -185,6 +187,23 @@ class _Check:
             self._find(path, "has other columns than the parts before it", _REPORT)
         return size
 
+    def _media(self) -> int:
+        """Check the files of rows; returns their bytes."""
+        known: set[str] = set()
+        bytes_read = 0
+        for file in self._reader.files():
+            path = self._layout.root / file.name
+            known.add(path.name)
+            if not path.is_file():
+                self._find(path, "is missing: the journal counts it", _RESTORE)
+            elif path.stat().st_size != file.bytes or sha256_of(path) != file.sha256:
+                self._find(path, "is not what was written: its checksum differs", _RESTORE)
+            bytes_read += file.bytes
+        for path in sorted(self._layout.media.glob("*")):
+            if path.name not in known:
+                self._find(path, "belongs to no row that is done", _LEFT_OVER)
+        return bytes_read
+
     def _strays(self, parts: Sequence[Part]) -> None:
         known = {part.name for part in parts}
         for path in sorted(self._layout.root.glob("*.parquet")):
@@ -192,7 +211,7 @@ class _Check:
                 self._find(
                     path,
                     "is not counted by the journal: a crash left it, or somebody put it there",
-                    "run the job again to have a left-over removed; move a file of your own elsewhere",
+                    _LEFT_OVER,
                 )
 
     def _ranges(self, ranges: Sequence[Part | Span]) -> None:

@@ -10,8 +10,10 @@ import anyio
 import pytest
 
 from pipeline.errors import FolderHeldError, StorageError
+from pipeline.model import Outcome, OutputFile, RequestInfo, RowResult
 from pipeline.store.folder import Layout, hold_folder, is_running, remove_strays
 from pipeline.store.journal import Journal, JournalReader, Part, Span
+from pipeline.store.media import write_media
 
 NOW = datetime(2026, 5, 17, 8, 30, tzinfo=UTC)
 
@@ -155,3 +157,25 @@ def test_a_part_that_was_named_but_not_recorded_is_removed_and_no_other(root: Pa
     for (first, last), kept in bounds.items():
         assert layout.part(f"part-{first:012d}-{last:012d}.parquet").exists() == kept
     assert layout.part("part-of-mine.parquet").exists()
+
+
+def test_a_file_of_a_row_that_is_not_done_is_removed_and_no_other(root: Path) -> None:
+    layout = take(root)
+    prepared(layout, parts=[], spans=[(0, 9)])
+    spoken = OutputFile(column="audio_path", suffix="mp3", content=b"ID3")
+
+    async def commit() -> None:
+        journal = Journal(layout.journal)
+        file = write_media(root, 3, spoken)
+        row = RowResult(ordinal=3, values={"audio_path": file.name})
+        await journal.commit(Outcome(rows=(row,), request=RequestInfo(), files=(file,)))
+        await journal.close()
+
+    anyio.run(commit)
+    write_media(root, 4, spoken)
+    (layout.media / "000000000005.mp3.tmp").touch()
+    (layout.media / "mine.txt").touch()
+    with hold_folder(root, fresh=False, now=NOW) as held, JournalReader(held.journal) as reader:
+        removed = remove_strays(held, reader)
+    assert removed == ["media/000000000004.mp3"]
+    assert names(layout.media) == {"000000000003.mp3", "mine.txt"}

@@ -6,7 +6,7 @@ import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import DamageError, DefectError, StorageError
-from pipeline.model import Attempt, ErrorInfo, ErrorType, Outcome, RequestInfo, RowResult, Usage
+from pipeline.model import Attempt, ErrorInfo, ErrorType, Outcome, RequestInfo, RowResult, Usage, WrittenFile
 from pipeline.store.folder import Layout, export_attempts
 from pipeline.store.journal import SCHEMA_VERSION, Journal, JournalReader, Part, Span, Totals
 
@@ -458,3 +458,48 @@ async def test_a_payload_that_cannot_be_read_is_found(path: Path) -> None:
         assert reader.problems() == ["payload 1 cannot be read"]
         with pytest.raises(DamageError, match="lost payload 2"):
             list(reader.results(1, 1))
+
+
+@pytest.mark.anyio
+async def test_pieces_of_a_row_are_kept_until_the_row_is_committed(path: Path) -> None:
+    async with opened(path) as journal:
+        await journal.keep_piece("0-600", outcome(7, text="one"))
+        await journal.keep_piece("600-900", outcome(7, text="two"))
+        await journal.keep_piece("0-600", outcome(8))
+        assert (journal.totals.requests, journal.totals.attempts, journal.totals.ok) == (3, 3, 0)
+    async with opened(path) as journal:
+        with journal.reader() as reader:
+            found = {key: kept.rows[0].values for key, kept in reader.pieces(7).items()}
+            assert found == {
+                "0-600": outcome(7, text="one").rows[0].values,
+                "600-900": outcome(7, text="two").rows[0].values,
+            }
+        await journal.commit(outcome(7))
+        with journal.reader() as reader:
+            assert reader.pieces(7) == {}
+            assert set(reader.pieces(8)) == {"0-600"}
+
+
+@pytest.mark.anyio
+async def test_files_of_rows_are_known_once_the_row_is_committed(path: Path) -> None:
+    file = WrittenFile(name="media/000000000001.mp3", bytes=3, sha256="aa")
+    async with opened(path) as journal:
+        await journal.commit(replace(outcome(1), files=(file,)))
+        with journal.reader() as reader:
+            assert list(reader.files()) == [file]
+            assert reader.has_file(file.name)
+            assert not reader.has_file("media/000000000002.mp3")
+
+
+@pytest.mark.anyio
+async def test_a_journal_of_the_first_schema_is_taken_over(path: Path) -> None:
+    async with opened(path) as journal:
+        await journal.commit(outcome(0))
+    connection = sqlite3.connect(path)
+    for table in ("piece", "file"):
+        connection.execute(f"DROP TABLE {table}")
+    connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    async with opened(path) as journal:
+        assert journal.totals.ok == 1
+        await journal.keep_piece("k", outcome(1))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -11,12 +12,13 @@ import pytest
 
 from pipeline.errors import FolderHeldError
 from pipeline.job.change import canonical
-from pipeline.model import Attempt, ErrorInfo, ErrorType, Outcome, RequestInfo, RowResult
+from pipeline.model import Attempt, ErrorInfo, ErrorType, Outcome, OutputFile, RequestInfo, RowResult
 from pipeline.store.checksums import changed_files, forget_checksums, write_checksums
 from pipeline.store.folder import Layout, Sealer, export_attempts, hold_folder
 from pipeline.store.journal import Journal, JournalReader, Span
 from pipeline.store.lock import hold
 from pipeline.store.manifest import write_manifest
+from pipeline.store.media import write_media
 from pipeline.store.parts import part_schema
 from pipeline.store.verify import keep_runs_out, verify_folder
 
@@ -67,7 +69,9 @@ async def layout(tmp_path: Path) -> Layout:
         journal.post_span(sealed)
         journal.post_span(Span(first=SEALED, last=9, start="b", read=ROWS - SEALED, digest="e"))
         for ordinal in range(ROWS):
-            await journal.commit(_outcome(ordinal))
+            spoken = OutputFile(column="audio_path", suffix="mp3", content=b"ID3 speech %d" % ordinal)
+            files = (write_media(layout.root, ordinal, spoken),) if ordinal == 0 else ()
+            await journal.commit(replace(_outcome(ordinal), files=files))
         sealer = Sealer(layout=layout, schema=SCHEMA, carries=False, compression="zstd")
         part = sealer.part_of(sealed, last=sealed.last, finish="b", digest="d")
         await journal.seal(part, rest=None)
@@ -85,7 +89,15 @@ async def test_a_sound_folder_has_no_findings_and_its_rows_are_counted(layout: L
 
     assert verified.findings == ()
     assert (verified.parts, verified.ok, verified.failed, verified.loose) == (1, 4, 1, 2)
-    assert verified.bytes == layout.part("part-000000000000-000000000002.parquet").stat().st_size
+    part, speech = layout.part("part-000000000000-000000000002.parquet"), layout.media / "000000000000.mp3"
+    assert verified.bytes == part.stat().st_size + speech.stat().st_size
+
+
+@pytest.mark.anyio
+async def test_a_file_that_belongs_to_no_row_is_found(layout: Layout) -> None:
+    (layout.media / "000000000009.mp3").write_bytes(b"ID3")
+
+    assert [finding.file for finding in verify_folder(layout).findings] == ["media/000000000009.mp3"]
 
 
 def _files(root: Path) -> Iterator[Path]:
