@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -23,9 +24,10 @@ from pipeline.job.load import check_columns
 from pipeline.lanes.online import LaneRules, OnlineLane
 from pipeline.lanes.stop import Stop
 from pipeline.log import Event, EventLog, Level, Listener
-from pipeline.operations.base import result_columns
+from pipeline.operations.base import Fetching, result_columns
 from pipeline.pace.retry import RetryRules
 from pipeline.plan import Plan, PlanRules, carried_schema, check_input, columns_read, plan_rules
+from pipeline.service.fetch import Fetcher, open_fetcher
 from pipeline.service.pool import open_pool
 from pipeline.sources import open_source
 from pipeline.store.earlier import Earlier, earlier, note_run
@@ -132,6 +134,7 @@ class _Run:
         async with (
             _open_journal(layout) as journal,
             open_pool(job, clock=clock, random=self.dice, transport=transport) as pool,
+            self._open_fetcher() as fetcher,
         ):
             await self._begin(journal, known, variants)
             completed, to_seal = anyio.create_memory_object_stream[Span](math.inf)
@@ -155,8 +158,11 @@ class _Run:
                         retry=RetryRules(max_attempts=job.run.max_attempts, max_pause_s=job.run.max_pause_s),
                         raw=_raw(job),
                         variant=variant,
+                        root=layout.root,
+                        pieces=layout.pieces,
                         max_outage_s=job.run.max_outage_s,
                     ),
+                    fetcher=fetcher,
                     stop=self.stop,
                     log=self.log,
                     clock=clock,
@@ -196,6 +202,13 @@ class _Run:
                 await self._finish(sealing)
                 summary = tally.ending(self.stop.cause)
         return self._tell(summary)
+
+    def _open_fetcher(self) -> AbstractAsyncContextManager[Fetcher | None]:
+        """Open what fetches URLs that replies name, where the operation's replies may."""
+        if not isinstance(self.operation, Fetching):
+            return nullcontext()
+        ca_bundle = next((spec.ca_bundle for spec in self.job.deployments if spec.ca_bundle is not None), None)
+        return open_fetcher(clock=self.clock, environ=os.environ, ca_bundle=ca_bundle)
 
     async def _begin(self, journal: Journal, known: Earlier | None, variants: dict[str, object]) -> None:
         """Note what the run is, and make sure that it is still the same input."""
@@ -289,4 +302,4 @@ def _raw(job: Job) -> str:
     """Which replies are kept: `auto` keeps all of those whose text is the result, else those of failed rows."""
     if job.output.raw != "auto":
         return job.output.raw
-    return "all" if job.operation == "chat" else "failed"
+    return "all" if job.operation in {"chat", "responses"} or job.output.format == "openai-batch" else "failed"

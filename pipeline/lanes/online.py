@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
 import anyio
 
-from pipeline.errors import ReplyError, StorageError
+from pipeline.errors import ReplyError, RowProblem
 from pipeline.lanes.breaker import Breaker
+from pipeline.lanes.commit import Commits
 from pipeline.lanes.outage import Outage
+from pipeline.lanes.pieces import Cut, Piece, PieceLine
 from pipeline.lanes.stop import Stop, Stopped
 from pipeline.log import Event, EventLog, Level
-from pipeline.model import Attempt, Call, ErrorInfo, Item, Outcome, Reply, RequestInfo, RowResult
+from pipeline.model import Attempt, Call, ErrorInfo, Item, Outcome, Reply, RequestInfo, RowResult, Usage
+from pipeline.operations.base import Cutting, Fetching
 from pipeline.pace.retry import (
     CAP_S,
     Decision,
@@ -40,29 +45,41 @@ if TYPE_CHECKING:
     from pipeline.clock import Clock
     from pipeline.operations.base import Operation
     from pipeline.service.deployment import Deployment, Exchange
+    from pipeline.service.fetch import Fetcher
     from pipeline.service.pool import Pool
     from pipeline.store.journal import Journal
 
 MAX_STORED_RESPONSE_BYTES = 1024 * 1024
 ECHO_BYTES = 32
 """So many bytes in a row that a message shares with a request are a quotation."""
+COMPARED_BYTES = 4 * 1024 * 1024
+"""A larger request, with pictures or a recording, is not searched for quotations."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneRules:
-    """What the job says of sending. `raw`: none, failed or all replies are kept."""
+    """What the job says of sending. `raw`: none, failed or all replies are kept.
+
+    `root` is the output folder, `pieces` a folder for pieces of rows while they are sent.
+    """
 
     retry: RetryRules
     raw: str
     variant: str
+    root: Path
+    pieces: Path
     max_outage_s: float
 
 
 @dataclass(slots=True, kw_only=True)
 class _Asked:
-    """One request on its way: what it met so far. `ended_at` is when its last attempt ended, monotonic seconds."""
+    """One request on its way: what it met so far. `ended_at` is when its last attempt ended, monotonic seconds.
+
+    `first` is the answer in whose place another is asked for (`RowResult.again`).
+    """
 
     items: tuple[Item, ...]
+    first: Outcome | None = None
     history: History = field(default_factory=History)
     attempts: list[Attempt] = field(default_factory=list)
     ended_at: float | None = None
@@ -72,6 +89,17 @@ class _Asked:
         waited_s = 0.0 if self.ended_at is None else sent_at - self.ended_at
         self.history = replace(self.history, waited_s=waited_s).after(verdict)
         self.ended_at = ended_at
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sent:
+    """One attempt, and what follows from it."""
+
+    deployment: Deployment
+    exchange: Exchange
+    verdict: Verdict
+    results: list[RowResult]
+    decision: Decision
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +125,13 @@ class OnlineLane:
         operation: Operation,
         facts: dict[str, int],
         rules: LaneRules,
+        fetcher: Fetcher | None,
         stop: Stop,
         log: EventLog,
         clock: Clock,
         random: Callable[[], float],
     ) -> None:
+        """Wire it up. `facts` are those that earlier invocations fixed; `fetcher` is for operations that fetch."""
         self.operation = operation.settled(facts)
         self.in_flight = 0
         self._plan = plan
@@ -109,8 +139,10 @@ class OnlineLane:
         self._journal = journal
         self._facts = facts
         self._rules = rules
+        self._fetcher = fetcher
         self._stop = stop
-        self._log = log
+        self._commits = Commits(journal=journal, root=rules.root, stop=stop, log=log)
+        self._pieces = PieceLine()
         self._clock = clock
         self._random = random
         self._breaker = Breaker()
@@ -124,13 +156,17 @@ class OnlineLane:
         """Take tasks until there are no more or the run stops; each is durable before the next is taken."""
         try:
             while self._stop.cause is None:
+                if (piece := self._pieces.take()) is not None:
+                    await self._ask_piece(piece)
+                    continue
                 with self._stop.waiting():
                     work = await self._plan.next()
                 if work is None:
+                    await self._help()
                     return
                 match work:
                     case Settled(rows=rows):
-                        await self._commit(Outcome(rows=rows, request=RequestInfo(variant=self._rules.variant)))
+                        await self._commits.rows(Outcome(rows=rows, request=RequestInfo(variant=self._rules.variant)))
                     case Task(items=items):
                         await self._ask_all(items)
                     case _:
@@ -141,60 +177,172 @@ class OnlineLane:
         except Exception as error:  # noqa: BLE001 - a failure in one worker is a failure of the run, told once
             self._stop.request(error)
 
+    async def _help(self, *, until: Cut | None = None) -> None:
+        """Send pieces of rows, whosever they are, until the row `until` has ended, or no row is in pieces any more."""
+        while True:
+            with self._stop.waiting():
+                piece = await self._pieces.wait(until=until)
+            if piece is None:
+                return
+            await self._ask_piece(piece)
+
     async def _ask_all(self, items: tuple[Item, ...]) -> None:
         """Ask for every item. A refused pack is asked again in smaller packs; what is answered is committed at once."""
+        if isinstance(self.operation, Cutting) and await self._ask_in_pieces(self.operation, items[0]):
+            return
         packs = [items]
         while packs:
             asked = _Asked(items=packs.pop())
-            try:
-                end = await self._ask(asked)
-            except BaseException:
-                if asked.attempts:
-                    with anyio.CancelScope(shield=True):
-                        await self._journal.keep_attempts(tuple(asked.attempts))
-                raise
-            match end:
-                case Outcome():
-                    await self._commit(end)
+            match await self._asked(asked):
+                case Outcome() as end:
+                    await self._commits.rows(end)
                 case _Split(packs=smaller, named=named):
                     if named is None:
-                        await self._journal.keep_attempts(tuple(asked.attempts))
+                        await self._commits.attempts(tuple(asked.attempts))
                     else:
-                        await self._commit(named)
+                        await self._commits.rows(named)
                     packs.extend(reversed(smaller))
-                case _:
+                case end:
                     assert_never(end)
+
+    async def _ask_in_pieces(self, operation: Cutting, item: Item) -> bool:
+        """Ask for an item piece by piece, with the help of other workers; False where one request can carry it."""
+        folder = self._rules.pieces / f"{item.ordinal:012d}"
+        self._pieces.begin()
+        try:
+            with self._stop.waiting():
+                cut = await anyio.to_thread.run_sync(self._cut, operation, item, folder, abandon_on_cancel=True)
+            if cut is None:
+                return False
+            self._pieces.put(cut)
+            await self._help(until=cut)
+            await self._commits.rows(cut.joined(operation))
+        except RowProblem as problem:
+            await self._commits.rows(self._unsent([item], problem.info))
+        finally:
+            self._pieces.end()
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
+        return True
+
+    def _cut(self, operation: Cutting, item: Item, folder: Path) -> Cut | None:
+        """Cut an item, and find what earlier invocations had answered of it. Blocking."""
+        folder.mkdir(parents=True, exist_ok=True)
+        pieces = operation.cut(item, folder)
+        if pieces is None:
+            return None
+        with self._journal.reader() as reader:
+            known = reader.pieces(item.ordinal)
+        outcomes = [known.get(operation.piece_key(piece)) for piece in pieces]
+        return Cut(item=item, pieces=tuple(pieces), outcomes=outcomes)
+
+    async def _ask_piece(self, piece: Piece) -> None:
+        """Ask for one piece, and keep what comes of it."""
+        operation = self.operation
+        assert isinstance(operation, Cutting)  # noqa: S101 - nobody else has pieces
+        outcome = await self._asked(_Asked(items=(piece.item,)))
+        assert isinstance(outcome, Outcome)  # noqa: S101 - one item is not split
+        await self._commits.piece(operation.piece_key(piece.item), outcome)
+        self._pieces.settle(piece, outcome)
+
+    async def _asked(self, asked: _Asked) -> Outcome | _Split:
+        """Send one request as often as it takes; where it is given up, its attempts are kept."""
+        try:
+            return await self._ask(asked)
+        except Stopped:
+            if asked.first is not None:
+                return replace(asked.first, attempts=tuple(asked.attempts))
+            await self._commits.attempts(tuple(asked.attempts))
+            raise
+        except BaseException:
+            await self._commits.attempts(tuple(asked.attempts))
+            raise
 
     async def _ask(self, asked: _Asked) -> Outcome | _Split:
         """Send one request as often as it takes. Raises Stopped; the rows then stay pending."""
-        tokens = sum(item.tokens for item in asked.items)
         while True:
-            deployment = self._pool.pick(tokens)
-            call = self.operation.build(asked.items, deployment.target)
-            if not await self._leave(deployment, call.tokens, again=asked.ended_at is not None):
-                continue
-            exchange = await self._send(deployment, call)
-            verdict, results = self._judge(asked.items, deployment, exchange)
-            asked.met(verdict, sent_at=exchange.sent_at, ended_at=self._clock.now())
-            self._note(asked, deployment, exchange, verdict, results, call.tokens)
-            decision = self._decide(asked, deployment, exchange, verdict, call)
-            match decision:
-                case Done():
-                    await self._learn(results)
-                    return self._outcome(asked, deployment, exchange, results)
-                case Fail(error=error):
-                    if isinstance(verdict, RowRefused) and any(
-                        item.content != asked.items[0].content for item in asked.items
-                    ):
-                        return self._split(asked, deployment, exchange, error)
-                    return self._outcome(asked, deployment, exchange, _all_failed(asked.items, error, exchange))
-                case Retry(after_s=after_s):
-                    with self._stop.waiting():
-                        await self._clock.sleep(after_s)
-                case Throttle() | Reauthorise() | Refused() | Spent() | TooLong():
-                    await self._heed(deployment, decision, exchange)
-                case _:
-                    assert_never(decision)
+            sent = await self._attempt(asked)
+            if isinstance(sent, Outcome):
+                return sent
+            end = None if sent is None else await self._follow(asked, sent)
+            if end is not None:
+                return end
+
+    async def _attempt(self, asked: _Asked) -> _Sent | Outcome | None:
+        """Send a request once, and judge what came back.
+
+        An outcome where its files cannot be sent; None where the deployment was set aside before it could be asked.
+        """
+        tokens = sum(item.tokens for item in asked.items)
+        deployment = self._pool.pick(tokens)
+        # What is read from files is held only while it is sent.
+        call = None if self.operation.reads_files else self.operation.build(asked.items, deployment.target)
+        if not await self._leave(deployment, tokens if call is None else call.tokens, again=asked.ended_at is not None):
+            return None
+        if call is None:
+            try:
+                call = await anyio.to_thread.run_sync(self.operation.build, asked.items, deployment.target)
+            except RowProblem as problem:
+                return self._unsent(asked.items, problem.info, tuple(asked.attempts))
+        exchange = await self._send(deployment, call)
+        verdict, results = self._judge(asked.items, deployment, exchange)
+        asked.met(verdict, sent_at=exchange.sent_at, ended_at=self._clock.now())
+        self._note(asked, deployment, exchange, verdict, results, call.tokens)
+        decision = self._decide(asked, deployment, exchange, verdict, call)
+        return _Sent(deployment=deployment, exchange=exchange, verdict=verdict, results=results, decision=decision)
+
+    async def _follow(self, asked: _Asked, sent: _Sent) -> Outcome | _Split | None:
+        """Do what was decided after an attempt; None when the request is to be sent again."""
+        deployment, exchange = sent.deployment, sent.exchange
+        match sent.decision:
+            case Done():
+                return await self._answered(asked, sent)
+            case Fail() if asked.first is not None:
+                # What was asked for once more does not come; the answer that was paid for stays.
+                return replace(asked.first, attempts=tuple(asked.attempts))
+            case Fail(error=error):
+                if isinstance(sent.verdict, RowRefused) and any(
+                    item.content != asked.items[0].content for item in asked.items
+                ):
+                    return self._split(asked, deployment, exchange, error)
+                return self._outcome(asked, deployment, exchange, _all_failed(asked.items, error, exchange))
+            case Retry(after_s=after_s):
+                with self._stop.waiting():
+                    await self._clock.sleep(after_s)
+            case Throttle() | Reauthorise() | Refused() | Spent() | TooLong() as notice:
+                await self._heed(deployment, notice, exchange)
+            case decision:
+                assert_never(decision)
+        return None
+
+    async def _answered(self, asked: _Asked, sent: _Sent) -> Outcome | None:
+        """Complete the answer; None where it asks for another in its place."""
+        await self._learn(sent.results)
+        results = [await self._fetched(row, sent.deployment) for row in sent.results]
+        outcome = _completed(asked, self._outcome(asked, sent.deployment, sent.exchange, results))
+        if (again := results[0].again) is None:
+            return outcome
+        asked.first, asked.items, asked.history = outcome, (again,), History()
+        return None
+
+    async def _fetched(self, row: RowResult, deployment: Deployment) -> RowResult:
+        """Complete a result whose reply named a URL; the row fails where the URL does not give it."""
+        if row.fetch is None:
+            return row
+        operation = self.operation
+        assert isinstance(operation, Fetching)  # noqa: S101 - nobody else names URLs
+        assert self._fetcher is not None  # noqa: S101 - likewise
+        try:
+            with self._stop.sending():
+                content = await self._fetcher.fetch(row.fetch, allowed_origin=deployment.origin)
+            return replace(operation.fetched(row, content), fetch=None)
+        except RowProblem as problem:
+            return replace(row, values=None, error=problem.info, fetch=None)
+
+    def _unsent(self, items: Sequence[Item], error: ErrorInfo, attempts: tuple[Attempt, ...] = ()) -> Outcome:
+        """Items that cannot be sent, or not again, failed."""
+        rows = tuple(RowResult(ordinal=item.ordinal, error=error) for item in items)
+        return Outcome(rows=rows, request=RequestInfo(variant=self._rules.variant), attempts=attempts)
 
     def _decide(
         self, asked: _Asked, deployment: Deployment, exchange: Exchange, verdict: Verdict, call: Call
@@ -225,11 +373,11 @@ class OnlineLane:
     ) -> None:
         """Have the pool do what an answer asks of a deployment, and say what a person would wonder about."""
         if isinstance(notice, Throttle) and notice.worth_saying:
-            self._say(Event.PAUSED, Level.WARNING, deployment=deployment.name, seconds=notice.hint_s)
+            self._commits.say(Event.PAUSED, Level.WARNING, deployment=deployment.name, seconds=notice.hint_s)
         with self._stop.waiting():
             aside = await self._pool.heed(deployment, notice, exchange)
         if aside is not None:
-            self._say(
+            self._commits.say(
                 Event.DEPLOYMENT_SET_ASIDE,
                 Level.WARNING,
                 deployment=aside.deployment,
@@ -317,7 +465,7 @@ class OnlineLane:
             retry_after_ms=None if hint_s is None else hint_s * 1000,
         )
         asked.attempts.append(attempt)
-        self._say(
+        self._commits.say(
             Event.ATTEMPT,
             Level.DEBUG,
             first=attempt.ordinals[0],
@@ -338,7 +486,7 @@ class OnlineLane:
     ) -> Outcome:
         reply = exchange.reply
         return Outcome(
-            rows=tuple(results),
+            rows=tuple(self._bare(row) for row in results),
             request=RequestInfo(
                 attempts=sum(attempt.verdict not in _NO_ATTEMPT for attempt in asked.attempts),
                 deployment=deployment.name,
@@ -354,6 +502,13 @@ class OnlineLane:
             attempts=tuple(asked.attempts),
         )
 
+    def _bare(self, row: RowResult) -> RowResult:
+        """The row without a reply that the job does not want kept: waiting for its commit, it would hold it."""
+        keep = self._rules.raw
+        if row.response is None or keep == "all" or (keep == "failed" and not row.ok):
+            return row
+        return replace(row, response=None)
+
     def _split(self, asked: _Asked, deployment: Deployment, exchange: Exchange, error: ErrorInfo) -> _Split:
         """Cut a refused pack down: take out the row that the error names, else halve it."""
         items = asked.items
@@ -368,7 +523,7 @@ class OnlineLane:
             rest = tuple(item for item in items if item.content != items[named].content)
             packs = (rest,) if rest else ()
             end = self._outcome(asked, deployment, exchange, _all_failed(guilty, error, exchange))
-        self._say(
+        self._commits.say(
             Event.PACK_SPLIT,
             Level.DEBUG,
             first=items[0].ordinal,
@@ -377,36 +532,6 @@ class OnlineLane:
             code=error.code,
         )
         return _Split(packs=packs, named=end)
-
-    def _say(self, event: Event, level: Level, **fields: Any) -> None:
-        """Log; a log that cannot be written ends the run, but never stands between an answer and its commit."""
-        try:
-            self._log.emit(event, level, **fields)
-        except StorageError as error:
-            self._stop.request(error)
-
-    async def _commit(self, outcome: Outcome) -> None:
-        """Keep an outcome, with the replies that the job wants kept."""
-        keep = self._rules.raw
-        rows = tuple(
-            row
-            if row.response is None or keep == "all" or (keep == "failed" and not row.ok)
-            else replace(row, response=None)
-            for row in outcome.rows
-        )
-        with anyio.CancelScope(shield=True):
-            await self._journal.commit(replace(outcome, rows=rows))
-        for row in rows:
-            if row.error is not None:
-                self._say(
-                    Event.ROW_FAILED,
-                    Level.WARNING,
-                    ordinal=row.ordinal,
-                    type=row.error.type.value,
-                    code=row.error.code,
-                    http_status=row.error.http_status,
-                    request_id=outcome.request.request_id,
-                )
 
 
 _NO_ATTEMPT = ("throttled", "unauthorized")
@@ -417,6 +542,8 @@ def _without_echo(error: ErrorInfo, call: Call) -> ErrorInfo:
 
     A row's own `error` keeps the message; what leaves the row's columns must hold no prompt.
     """
+    if len(call.body) > COMPARED_BYTES:
+        return replace(error, message="the service's words are left out: the request is too large to compare them.")
     message = error.message.encode()
     if any(message[at : at + ECHO_BYTES] in call.body for at in range(len(message) - ECHO_BYTES + 1)):
         return replace(error, message="the service's words are left out, since they quote the request.")
@@ -429,6 +556,24 @@ def _all_failed(items: Sequence[Item], error: ErrorInfo, exchange: Exchange) -> 
     if isinstance(exchange.reply, Reply) and len(exchange.reply.body) <= MAX_STORED_RESPONSE_BYTES:
         response = exchange.reply.body or None
     return [RowResult(ordinal=item.ordinal, error=error, response=response) for item in items]
+
+
+def _completed(asked: _Asked, outcome: Outcome) -> Outcome:
+    """The outcome, with the usage of the answer in whose place it stands; that was paid for as well."""
+    if asked.first is None:
+        return outcome
+    (row,), (first,) = outcome.rows, asked.first.rows
+    return replace(outcome, rows=(replace(row, usage=_added(first.usage, row.usage)),))
+
+
+def _added(one: Usage | None, other: Usage | None) -> Usage | None:
+    if one is None or other is None:
+        return one or other
+    sums: dict[str, Any] = {}
+    for field_ in fields(Usage):
+        counts = [count for usage in (one, other) if (count := getattr(usage, field_.name)) is not None]
+        sums[field_.name] = sum(counts) if counts else None
+    return Usage(**sums)
 
 
 def _summed(results: Sequence[RowResult], name: str) -> int | None:

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
+from pipeline.job.availability import DEFAULT_API_VERSION
 from pipeline.model import Target
-
-DEFAULT_API_VERSION = "2024-10-21"
-"""The last generally available version of the classic path family."""
 
 _DEPLOYMENT_SCOPED = (
     "chat/completions",
@@ -23,6 +21,8 @@ _DEPLOYMENT_SCOPED = (
     "images/generations",
     "images/edits",
 )
+_IN_PREVIEW = ("audio/", "images/")
+_PREVIEW = "api-version=preview"
 _PASTED_V1 = re.compile(r"/openai/v1(?:/.*)?$")
 _PASTED_CLASSIC = re.compile(r"/openai(?:/deployments/.*|/responses)?$")
 _PASTED_CALL = re.compile(r"/(?:" + "|".join(_DEPLOYMENT_SCOPED) + r"|responses|models)$")
@@ -47,12 +47,23 @@ class Address:
     query: str
 
     def url(self, endpoint: str) -> str:
-        """Return the URL of an endpoint such as "chat/completions"."""
+        """Return the URL of an endpoint such as "chat/completions".
+
+        Sound and pictures of the v1 family are in its preview alone, which is asked for where no version is named
+        (Microsoft's reference of the v1 API, November 2026).
+        """
         if self.family is Family.AZURE and endpoint in _DEPLOYMENT_SCOPED:
             path = f"{self.base}/deployments/{quote(self.deployment, safe='')}/{endpoint}"
         else:
             path = f"{self.base}/{endpoint}"
-        return f"{path}?{self.query}" if self.query else path
+        query = self.query or (_PREVIEW if self.family is Family.AZURE_V1 and endpoint.startswith(_IN_PREVIEW) else "")
+        return f"{path}?{query}" if query else path
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port, such as https://name.openai.azure.com."""
+        parts = urlsplit(self.base)
+        return f"{parts.scheme}://{parts.netloc}"
 
     @property
     def host(self) -> str:

@@ -113,6 +113,11 @@ class Deployment:
         self._first_at: float | None = None
         self._granted_tokens = 0
 
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port of what it is asked at."""
+        return self._address.origin
+
     def try_leave(self, tokens: int) -> bool:
         """Take leave for one request of `tokens` if it may go at once and nobody waits."""
         if self._waiting or self._again or self.closed:

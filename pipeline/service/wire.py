@@ -9,10 +9,10 @@ import re
 import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 import anyio
@@ -125,6 +125,27 @@ class Wire:
             stream=Whole(body),
             extensions=extensions if arrivals is None else {**extensions, ARRIVED: arrivals.note},
         )
+        return await self._attempt(request, began, arrivals, timeout_s)
+
+    async def get(
+        self, url: str, headers: Mapping[str, str], *, address: str | None, timeout_s: float
+    ) -> Reply | NoReply:
+        """Fetch a URL by exactly one attempt, as `send` makes them.
+
+        `address` is the IP address to connect to, whatever the host's name leads to by now; the certificate must still
+        be the name's. It needs a transport that heeds httpx's extension `sni_hostname`, and no proxy.
+        """
+        parsed, host = _url(url)
+        extensions: dict[str, Any] = {DEADLINE: timeout_s, "timeout": _timeouts(timeout_s)}
+        if address is not None:
+            extensions["sni_hostname"] = parsed.host
+            parsed = parsed.copy_with(host=address)
+        request = httpx.Request("GET", parsed, headers=[("host", host), *headers.items()], extensions=extensions)
+        return await self._attempt(request, self._clock.now(), None, timeout_s)
+
+    async def _attempt(
+        self, request: httpx.Request, began: float, arrivals: _Arrivals | None, timeout_s: float
+    ) -> Reply | NoReply:
         words = ""
         try:
             if self._keeps_deadline:
@@ -270,10 +291,7 @@ class HttpxTransport(httpx.AsyncBaseTransport):
     """
 
     def __init__(self, *, proxy: str | None, certificates: bytes) -> None:
-        self._context = ssl.create_default_context()
-        self._context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if certificates:
-            self._context.load_verify_locations(cadata=certificates.decode("ascii", "replace"))
+        self._context = _tls(certificates)
         self._proxy = proxy
         self._idle: list[httpx.AsyncHTTPTransport] = []
         self._all: list[httpx.AsyncHTTPTransport] = []
@@ -303,10 +321,39 @@ class HttpxTransport(httpx.AsyncBaseTransport):
         return transport
 
 
+class FreshTransport(httpx.AsyncBaseTransport):
+    """httpx's own transport, with a connection of its own for each request: for hosts that replies name.
+
+    No connection made under one host's name is used for another's, though both names lead to the same address.
+    """
+
+    def __init__(self, *, certificates: bytes, environ: Mapping[str, str]) -> None:
+        self._context = _tls(certificates)
+        self._environ = environ
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send by a new transport, which is closed with the response."""
+        # A request that names the address to connect to must not leave it to a proxy.
+        proxy = None if "sni_hostname" in request.extensions else proxy_for(str(request.url), self._environ)
+        transport = httpx.AsyncHTTPTransport(
+            verify=self._context, proxy=proxy, trust_env=False, socket_options=_SOCKET_OPTIONS
+        )
+        try:
+            response = await transport.handle_async_request(request)
+        except BaseException:
+            await transport.aclose()
+            raise
+        assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - an async transport gives nothing else
+        stream = _Borrowed(response.stream, transport.aclose)
+        return httpx.Response(response.status_code, headers=response.headers.raw, stream=stream)
+
+
 class _Borrowed(httpx.AsyncByteStream):
     """A reply's stream that says when it was closed."""
 
-    def __init__(self, stream: httpx.AsyncByteStream, closed: Callable[[], None]) -> None:
+    def __init__(
+        self, stream: httpx.AsyncByteStream, closed: Callable[[], None] | Callable[[], Awaitable[None]]
+    ) -> None:
         self._stream = stream
         self._closed = closed
 
@@ -318,7 +365,9 @@ class _Borrowed(httpx.AsyncByteStream):
         try:
             await self._stream.aclose()
         finally:
-            self._closed()
+            waited = self._closed()
+            if waited is not None:
+                await waited
 
 
 def default_transport(
@@ -339,6 +388,17 @@ def default_transport(
         # Neither library's words are passed on: they may quote the proxy's password.
         what = "the proxy or the certificates" if proxy else "the certificates"
         raise RefusedError(f"{what} named by ca_bundle, SSL_CERT_FILE or *_PROXY cannot be used; check them") from error
+
+
+def fetching_transport(*, ca_bundle: Path | None, environ: Mapping[str, str]) -> Transport:
+    """Return the transport for URLs that replies name, with the environment's proxies and certificates.
+
+    Raises RefusedError where a bundle cannot be read.
+    """
+    try:
+        return FreshTransport(certificates=_certificates(ca_bundle, environ), environ=environ)
+    except (ValueError, ssl.SSLError) as error:
+        raise RefusedError("the certificates named by ca_bundle or SSL_CERT_FILE cannot be used; check them") from error
 
 
 def proxy_for(url: str, environ: Mapping[str, str]) -> str | None:
@@ -443,6 +503,15 @@ def _url(url: str) -> tuple[httpx.URL, str]:
 def _timeouts(timeout_s: float) -> dict[str, float]:
     """Return the limits as httpx's transport reads them; only the whole attempt ends a silence: models may think."""
     return {"connect": min(CONNECT_S, timeout_s), "write": min(60.0, timeout_s), "read": timeout_s, "pool": timeout_s}
+
+
+def _tls(certificates: bytes) -> ssl.SSLContext:
+    """Return what verifies every certificate, by the system's issuers and those given."""
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if certificates:
+        context.load_verify_locations(cadata=certificates.decode("ascii", "replace"))
+    return context
 
 
 def _certificates(ca_bundle: Path | None, environ: Mapping[str, str]) -> bytes:

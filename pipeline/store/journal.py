@@ -155,7 +155,7 @@ class Journal:
         await self._submit(lambda connection: self._keep_attempts(connection, attempts))
 
     async def keep_piece(self, key: str, outcome: Outcome) -> None:
-        """Keep what a piece of a row came to, under the piece's key, until the row itself is committed.
+        """Keep what a piece of a row came to, under the piece's key, until the row itself is committed as ok.
 
         The outcome holds one row: the piece's. Raises what `commit` raises.
         """
@@ -271,7 +271,9 @@ class Journal:
         for file in outcome.files:
             connection.execute("INSERT OR REPLACE INTO file VALUES (?, ?, ?)", (file.name, file.bytes, file.sha256))
         if self._in_pieces:
-            connection.executemany("DELETE FROM piece WHERE ordinal = ?", [(row.ordinal,) for row in outcome.rows])
+            # A failed row's pieces stay: when it is sent again, they are not.
+            done = [(row.ordinal,) for row in outcome.rows if row.ok]
+            connection.executemany("DELETE FROM piece WHERE ordinal = ?", done)
         self.pending_bytes += len(blob)
 
     def _keep_piece(self, connection: Connection, key: str, outcome: Outcome) -> None:
@@ -417,7 +419,7 @@ class JournalReader:
                 yield outcome.rows[slot], outcome.request
 
     def pieces(self, ordinal: int) -> dict[str, Outcome]:
-        """What the pieces of a row came to, by their keys; none once the row is done."""
+        """What the pieces of a row came to, by their keys; none once the row is ok."""
         rows = self._all("SELECT key, blob FROM piece WHERE ordinal = ?", (ordinal,))
         return {key: decode_outcome(blob) for key, blob in rows}
 
