@@ -26,7 +26,8 @@ from pipeline.lanes.stop import Stop
 from pipeline.log import Event, EventLog, Level, Listener
 from pipeline.operations.base import Fetching, result_columns
 from pipeline.pace.retry import RetryRules
-from pipeline.plan import Plan, PlanRules, carried_schema, check_input, columns_read, plan_rules
+from pipeline.plan.plan import Plan
+from pipeline.plan.ranges import PlanRules, carried_schema, check_input, columns_read, plan_rules
 from pipeline.service.fetch import Fetcher, open_fetcher
 from pipeline.service.pool import open_pool
 from pipeline.sources import open_source

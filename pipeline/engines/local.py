@@ -10,7 +10,8 @@ import anyio
 
 from pipeline.log import Event, EventLog
 from pipeline.memory import give_back
-from pipeline.plan import Plan, range_digest
+from pipeline.plan.plan import Plan
+from pipeline.plan.ranges import range_digest
 from pipeline.store.folder import Layout, Sealer, export_attempts
 from pipeline.store.journal import Journal, Part, Span
 from pipeline.store.manifest import write_manifest

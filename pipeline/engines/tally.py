@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pipeline.clock import Clock
     from pipeline.job.spec import Job
     from pipeline.lanes.online import OnlineLane
-    from pipeline.plan import Plan
+    from pipeline.plan.plan import Plan
     from pipeline.service.pool import Pool
     from pipeline.store.journal import Journal
 

@@ -36,7 +36,8 @@ from pipeline.pace.retry import (
     full_jitter,
 )
 from pipeline.pace.verdict import Answered, BadReply, RowRefused, Throttled, Transient, Verdict
-from pipeline.plan import Plan, Settled, Task
+from pipeline.plan.plan import Plan
+from pipeline.plan.work import Settled, Task
 from pipeline.service.classify import classify
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import operations
 from pipeline.errors import InputChangedError
-from pipeline.plan import PlanRules, check_input, columns_read, decode_position
+from pipeline.plan.ranges import PlanRules, check_input, columns_read, decode_position
 from pipeline.sources import SourceError, open_source
 from pipeline.sources.digest import RangeDigest
 from pipeline.store.journal import JournalReader

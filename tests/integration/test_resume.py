@@ -25,7 +25,9 @@ from pipeline.lanes.stop import Stop, Stopped
 from pipeline.log import EventLog
 from pipeline.model import BadRow, Call, ErrorInfo, ErrorType, Item, Outcome, Reply, RequestInfo, Row, RowResult, Target
 from pipeline.operations.base import PackLimits
-from pipeline.plan import Plan, PlanRules, Settled
+from pipeline.plan.plan import Plan
+from pipeline.plan.ranges import PlanRules
+from pipeline.plan.work import Settled
 from pipeline.sources.base import Batch, InputFile, Position
 from pipeline.sources.digest import RangeDigest
 from pipeline.store.folder import Layout

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from pipeline.errors import ReplyError
@@ -70,16 +71,16 @@ async def test_every_piece_is_taken_once_whoever_asks() -> None:
     async def help_out() -> None:
         while (piece := await line.wait()) is not None:
             taken.append((piece.item.ordinal, piece.place))
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
             line.settle(piece, ok(piece.item.ordinal, piece.place))
 
     async def own(cut: Cut) -> None:
         line.begin()
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         line.put(cut)
         while (piece := await line.wait(until=cut)) is not None:
             taken.append((piece.item.ordinal, piece.place))
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
             line.settle(piece, ok(piece.item.ordinal, piece.place))
         line.end()
 

@@ -18,18 +18,10 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 from pipeline.errors import InputChangedError, StorageError
 from pipeline.model import BadRow, Call, ErrorInfo, ErrorType, Item, Outcome, Reply, RequestInfo, Row, RowResult, Target
 from pipeline.operations.base import PackLimits
-from pipeline.plan import (
-    MAX_ROWS_AT_ONCE,
-    MIN_ROWS_AT_ONCE,
-    Packer,
-    Plan,
-    PlanRules,
-    Settled,
-    Task,
-    Work,
-    check_input,
-    encode_position,
-)
+from pipeline.plan.plan import Plan
+from pipeline.plan.ranges import PlanRules, check_input, encode_position
+from pipeline.plan.reader import MAX_ROWS_AT_ONCE, MIN_ROWS_AT_ONCE
+from pipeline.plan.work import Packer, Settled, Task, Work
 from pipeline.sources.base import Batch, InputFile, Position
 from pipeline.sources.digest import RangeDigest
 from pipeline.store.folder import Layout

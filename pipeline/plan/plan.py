@@ -1,0 +1,147 @@
+"""Hands out the work of a run, in the order of the rows, a bounded way ahead of those who do it."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import anyio
+
+from pipeline.plan.ranges import PlanRules
+from pipeline.plan.reader import Reader, Step
+from pipeline.plan.work import Work
+from pipeline.store.journal import Span
+
+if TYPE_CHECKING:
+    from anyio.streams.memory import MemoryObjectSendStream
+
+    from pipeline.operations.base import Operation
+    from pipeline.sources.base import Source
+    from pipeline.store.folder import Layout
+    from pipeline.store.ids import IdTable
+    from pipeline.store.journal import Journal
+
+
+@dataclass(slots=True, kw_only=True)
+class _Progress:
+    """How far one open range is."""
+
+    span: Span
+    handed_out: int = 0
+    finished: int = 0
+
+
+class Plan:
+    """Hands out work to any number of workers, in the order of the rows, a bounded way ahead of them.
+
+    Reading, rendering and packing happen in a worker thread, one batch ahead at most. Where a run is continued,
+    open ranges are read again (that rebuilds their spool), and rows that the journal holds are left out.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: Source,
+        operation: Operation,
+        journal: Journal,
+        layout: Layout,
+        ids: IdTable | None,
+        rules: PlanRules,
+        completed: MemoryObjectSendStream[Span],
+    ) -> None:
+        """Wire the plan up; `completed`, which holds any number, is sent each range whose rows are all committed."""
+        self.rows_total: int | None = None
+        self.rows_read = 0
+        self.waits_for: int | None = None
+        self._journal = journal
+        self._rules = rules
+        self._completed = completed
+        self._progress: dict[int, _Progress] = {}
+        self._unsealed: set[int] = set()
+        self._sealing_works = False
+        self._ready: deque[Work] = deque()
+        self._lock = anyio.Lock()
+        self._changed = anyio.Event()
+        self._ended = False
+        self._reader = Reader(source=source, operation=operation, journal=journal, layout=layout, ids=ids, rules=rules)
+
+    async def next(self) -> Work | None:
+        """The next work, None when there is no more. Raises InputChangedError, StorageError."""
+        async with self._lock:
+            while not self._ready and not self._ended:
+                await self._room()
+                try:
+                    step = await anyio.to_thread.run_sync(self._reader.advance)
+                except BaseException:
+                    # A batch is lost to this invocation: whoever comes next must not read on behind it.
+                    self._ended = True
+                    raise
+                self._take(step)
+            return self._ready.popleft() if self._ready else None
+
+    def finished(self, work: Work) -> None:
+        """Note that the work's rows are committed."""
+        self._progress[work.span].finished += work.size
+        self._seal_if_complete(work.span)
+
+    def open_spans(self) -> list[Span]:
+        """Ranges that are not complete, by ordinal, as far as they were read."""
+        return [self._progress[first].span for first in sorted(self._progress)]
+
+    def sealed(self, first: int) -> None:
+        """Say that a range became a part, so that reading may go on."""
+        self._reader.forget_spool(first)
+        self._unsealed.discard(first)
+        self._sealing_works = True
+        self._wake()
+
+    async def close(self) -> None:
+        """End reading, and with it the stream of completed ranges; spools stay. Raises StorageError."""
+        self._ended = True
+        try:
+            await anyio.to_thread.run_sync(self._reader.close)
+        finally:
+            self._completed.close()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    def _seal_if_complete(self, first: int) -> None:
+        progress = self._progress[first]
+        if progress.span.finish is not None and progress.finished == progress.handed_out:
+            del self._progress[first]
+            self._unsealed.add(first)
+            self._wake()
+            self._completed.send_nowait(progress.span)
+
+    def _take(self, step: Step) -> None:
+        self.rows_read = max(self.rows_read, step.read_to)
+        if step.span is not None:
+            progress = self._progress.get(step.span.first)
+            if progress is None:
+                progress = self._progress[step.span.first] = _Progress(span=step.span)
+            progress.span = step.span
+            progress.handed_out += sum(work.size for work in step.work)
+            self._ready.extend(step.work)
+            self._seal_if_complete(step.span.first)
+        if step.ended:
+            self._ended = True
+            self.rows_total = step.rows_total
+
+    async def _room(self) -> None:
+        """Wait while unfinished ranges hold more than the window, as long as something else can free it.
+
+        What frees it is a range whose rows are all on their way, or one that waits for the sealer. Before the first
+        part the sealer may itself wait for a fact that only further rows bring, so it is not waited for.
+        """
+        while self._journal.pending_bytes + self._reader.spool_bytes > self._rules.window_bytes:
+            oldest = min(self._progress, default=None)
+            if oldest is not None and self._progress[oldest].span.finish is None:
+                break
+            if oldest is None and not (self._sealing_works and self._unsealed):
+                break
+            self.waits_for = min(self._unsealed, default=oldest) if oldest is None else oldest
+            await self._changed.wait()
+        self.waits_for = None

@@ -1,0 +1,143 @@
+"""Ranges of the input: their rules, their places, and whether the input still holds what was read of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Self
+
+from pipeline.errors import InputChangedError
+from pipeline.sources.base import Position
+from pipeline.sources.digest import RangeDigest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from pipeline.job.spec import Job
+    from pipeline.operations.base import Operation
+    from pipeline.sources.base import Cursor, Source
+    from pipeline.store.journal import JournalReader
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRules:
+    """What the job says of ranges and rows. `limit`: rows from this ordinal on are left for another invocation."""
+
+    carried: tuple[str, ...]
+    id_column: str | None
+    part_rows: int
+    part_bytes: int
+    limit: int | None
+    window_bytes: int
+
+
+def plan_rules(job: Job, source: Source, *, limit: int | None) -> PlanRules:
+    """What a job over a source comes to. `limit`: only rows with ordinals below it."""
+    match job.output.columns:
+        case "none":
+            carried: tuple[str, ...] = ()
+        case "all":
+            carried = tuple(source.schema.names)
+        case names:
+            carried = tuple(names)
+    return PlanRules(
+        carried=carried,
+        id_column=job.input.id,
+        part_rows=job.output.part_rows,
+        part_bytes=job.output.part_bytes,
+        limit=limit,
+        window_bytes=job.run.window_bytes,
+    )
+
+
+def encode_position(position: Position) -> str:
+    """A position as the journal keeps it."""
+    return json.dumps(asdict(position))
+
+
+def decode_position(text: str) -> Position:
+    """A position as the source wants it."""
+    return Position(**json.loads(text))
+
+
+def columns_read(operation: Operation, rules: PlanRules) -> frozenset[str] | None:
+    """The columns whose values rows must hold; None when a template may reach any."""
+    if operation.columns is None or rules.id_column is None:
+        return operation.columns
+    return operation.columns | {rules.id_column}
+
+
+def carried_schema(source: Source, rules: PlanRules) -> pa.Schema:
+    """The columns that are carried over, with the input's types."""
+    import pyarrow as pa  # noqa: PLC0415 - loaded when a run needs it
+
+    return pa.schema([source.schema.field(name) for name in rules.carried])
+
+
+def continue_at(reader: JournalReader) -> Position:
+    """Where the first row that no range holds begins."""
+    parts = reader.parts()
+    return decode_position(parts[-1].finish) if parts else Position()
+
+
+def check_input(
+    source: Source, reader: JournalReader, *, values: frozenset[str] | None, carried: Sequence[str]
+) -> None:
+    """Read every range that was read before once more, and compare.
+
+    Raises InputChangedError, naming the first range that differs. Rows after the last range may be new. Blocking.
+    """
+    ranges = [(part.first, part.last + 1, part.start, part.digest) for part in reader.parts()]
+    ranges += [(span.first, span.first + span.read, span.start, span.digest) for span in reader.spans() if span.digest]
+    with _Digests(source, values=values, carried=carried) as digests:
+        for first, end, start, digest in sorted(ranges):
+            if digests.of(start, end)[0] != digest:
+                raise InputChangedError(
+                    f"the input changed: its rows {first} to {end - 1} are not what they were when this run read "
+                    "them; put the old input back, or start anew with --fresh (the old results are moved aside, not "
+                    "deleted)"
+                )
+
+
+def range_digest(
+    source: Source, start: str, end: int, *, values: frozenset[str] | None, carried: Sequence[str]
+) -> tuple[str, str]:
+    """The digest of the rows from `start` up to the ordinal `end`, and the position of `end`. Blocking."""
+    with _Digests(source, values=values, carried=carried) as digests:
+        return digests.of(start, end)
+
+
+class _Digests:
+    """Digests of ranges read again; ranges that follow one another are read in one go."""
+
+    def __init__(self, source: Source, *, values: frozenset[str] | None, carried: Sequence[str]) -> None:
+        self._source = source
+        self._values = values
+        self._carried = carried
+        self._cursor: Cursor | None = None
+        self._position = Position()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._cursor is not None:
+            self._cursor.close()
+
+    def of(self, start: str, end: int) -> tuple[str, str]:
+        """The digest of the rows from `start` up to the ordinal `end`, and the position of `end`."""
+        position = decode_position(start)
+        cursor = self._cursor
+        if cursor is None or self._position != position:
+            if cursor is not None:
+                cursor.close()
+            cursor = self._cursor = self._source.open(position, values=self._values, carried=self._carried)
+        digest = RangeDigest()
+        while position.ordinal < end:
+            batch = cursor.read(end - position.ordinal, digest)
+            if not batch.rows:
+                break
+            position = batch.end
+        self._position = position
+        return digest.hexdigest(), encode_position(position)

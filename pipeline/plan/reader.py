@@ -1,0 +1,281 @@
+"""The blocking half of the plan: it reads rows, renders and packs them, and spools what is carried over."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import InputChangedError
+from pipeline.model import BadRow, ErrorInfo, ErrorType, Item, Row, RowResult
+from pipeline.plan.ranges import PlanRules, carried_schema, columns_read, continue_at, decode_position, encode_position
+from pipeline.plan.work import Packer, Settled, Task, Work
+from pipeline.sources.digest import RangeDigest
+from pipeline.store.journal import Span
+from pipeline.store.spool import SpoolWriter, spool_path
+
+if TYPE_CHECKING:
+    from pipeline.operations.base import Operation
+    from pipeline.sources.base import Batch, Cursor, Source
+    from pipeline.store.folder import Layout
+    from pipeline.store.ids import IdTable
+    from pipeline.store.journal import Journal
+
+MIN_ROWS_AT_ONCE = 32
+MAX_ROWS_AT_ONCE = 1024
+TOKENS_AT_ONCE = 2**20
+"""Rows read and rendered at once: as many as the last ones' size lets into about 4 MB, and the bounds of that."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What one batch came to."""
+
+    span: Span | None = None
+    work: tuple[Work, ...] = ()
+    read_to: int = 0
+    ended: bool = False
+    rows_total: int | None = None
+
+
+class Reader:
+    """The blocking half of the plan: source, spool, ids, rendering and packing."""
+
+    def __init__(
+        self,
+        *,
+        source: Source,
+        operation: Operation,
+        journal: Journal,
+        layout: Layout,
+        ids: IdTable | None,
+        rules: PlanRules,
+    ) -> None:
+        self._source = source
+        self._operation = operation
+        self._journal = journal
+        self._layout = layout
+        self._ids = ids
+        self._rules = rules
+        self._packer = Packer(operation.limits)
+        self._cursor: Cursor | None = None
+        self._spool: SpoolWriter | None = None
+        self._spool_sizes: dict[int, int] = {}
+        self._span: Span | None = None
+        self._digest = RangeDigest()
+        self._done = bytearray()
+        self._reply_bytes = 0
+        self._known_digest: tuple[int, str] | None = None
+        self._rows_at_once = MIN_ROWS_AT_ONCE
+        with journal.reader() as reader:
+            self._open_spans = deque(reader.spans())
+            self._next = continue_at(reader)
+        self._position = self._next
+
+    @property
+    def spool_bytes(self) -> int:
+        """Bytes of carried columns that wait for their part."""
+        return sum(list(self._spool_sizes.values()))
+
+    def forget_spool(self, first: int) -> None:
+        """The range is sealed; its spool is gone."""
+        self._spool_sizes.pop(first, None)
+
+    def advance(self) -> Step:
+        """Read one batch and make work of it."""
+        if self._span is None and not self._begin():
+            return Step(ended=True, rows_total=self._position.ordinal if self._rules.limit is None else None)
+        span = self._span
+        assert span is not None  # noqa: S101 - _begin has set it
+        at = self._position.ordinal
+        room = self._end_of(span) - at
+        if room > 0 and self._known_digest is not None:
+            room = min(room, self._known_digest[0] - at)
+        if room <= 0:
+            return self._rest_here(span)
+        assert self._cursor is not None  # noqa: S101 - _begin has set it
+        batch = self._cursor.read(min(room, self._rows_at_once), self._digest)
+        if not batch.rows:
+            return self._input_ended(span)
+        return self._taken(span, batch)
+
+    def close(self) -> None:
+        """Give back what is open. Raises StorageError."""
+        if self._cursor is not None:
+            self._cursor.close()
+        if self._ids is not None:
+            self._ids.sync()
+        self._end_spool()
+
+    def _end_of(self, span: Span) -> int:
+        """The ordinal after the last that this invocation reads of the range."""
+        limit = self._rules.limit
+        return span.last + 1 if limit is None else min(span.last + 1, limit)
+
+    def _begin(self) -> bool:
+        """Take up the next range: one that is open in the journal, else a new one. False at the limit."""
+        limit = self._rules.limit
+        if self._open_spans:
+            # It counts as complete only once this invocation has read it to its end, and so has all of its work.
+            span = replace(self._open_spans.popleft(), finish=None)
+            start = decode_position(span.start)
+            with self._journal.reader() as reader:
+                self._done = reader.done(span.first, span.last)
+            self._known_digest = (span.first + span.read, span.digest) if span.read and span.digest else None
+        else:
+            start = self._next
+            rows = self._rules.part_rows
+            # Ranges end at multiples of part_rows, so that a short head is followed by the rest of its range.
+            last = (start.ordinal // rows + 1) * rows - 1
+            span = Span(first=start.ordinal, last=last, start=encode_position(start))
+            self._done = bytearray()
+            self._known_digest = None
+        if limit is not None and span.first >= limit:
+            return False
+        if self._cursor is None or self._position != start:
+            if self._cursor is not None:
+                self._cursor.close()
+            self._cursor = self._source.open(
+                start, values=columns_read(self._operation, self._rules), carried=self._rules.carried
+            )
+        self._position = start
+        self._reply_bytes = 0
+        self._digest = RangeDigest()
+        self._span = span
+        if self._rules.carried:
+            self._spool = SpoolWriter(
+                spool_path(self._layout.spool, span.first), carried_schema(self._source, self._rules)
+            )
+        return True
+
+    def _taken(self, span: Span, batch: Batch) -> Step:
+        """Spool a batch, claim its ids, render and pack what is not done."""
+        if self._spool is not None:
+            self._spool.write(batch.carried)
+            self._spool_sizes[span.first] = self._spool.bytes
+        self._position = batch.end
+        work = list(self._work(span, batch.rows))
+        read = batch.end.ordinal - span.first
+        if self._known_digest is not None and batch.end.ordinal == self._known_digest[0]:
+            self._same_as_before(span)
+        size = (self._spool.bytes if self._spool else 0) + self._reply_bytes
+        if size >= self._rules.part_bytes and read >= span.read:
+            # What the range was planned to hold would be too large a part: it ends here, and the journal knows.
+            # Never before rows that were read earlier, for some of those may be done.
+            span = replace(span, last=batch.end.ordinal - 1)
+        last_of_range = batch.end.ordinal > span.last
+        if read >= span.read:
+            span = replace(span, read=read, digest=self._digest.hexdigest())
+        if last_of_range:
+            span = replace(span, finish=encode_position(batch.end))
+            if self._ids is not None:
+                self._ids.sync()
+        self._span = span
+        self._journal.post_span(span)
+        if last_of_range:
+            work += self._flushed(span)
+            self._end_span()
+        return Step(span=span, work=tuple(work), read_to=batch.end.ordinal)
+
+    def _work(self, span: Span, rows: Sequence[Row | BadRow]) -> Iterator[Work]:
+        done, first = self._done, span.first
+        todo = [row for row in rows if not (row.ordinal - first < len(done) and done[row.ordinal - first])]
+        bad = {row.ordinal: row.error for row in rows if isinstance(row, BadRow)}
+        bad |= self._id_problems(row for row in rows if isinstance(row, Row))
+        good = [row for row in todo if isinstance(row, Row) and row.ordinal not in bad]
+        prepared = iter(self._operation.prepare(good))
+        failed: list[RowResult] = []
+        tokens = 0
+        for row in todo:
+            error = bad.get(row.ordinal)
+            if error is None:
+                item = next(prepared)
+                if isinstance(item, Item):
+                    self._reply_bytes += item.reply_bytes
+                    tokens += item.tokens
+                    pack = self._packer.add(item)
+                    if pack:
+                        yield Task(span=first, items=pack)
+                    continue
+                error = item
+            failed.append(RowResult(ordinal=row.ordinal, error=error))
+        if failed:
+            yield Settled(span=first, rows=tuple(failed))
+        fitting = TOKENS_AT_ONCE * len(rows) // max(1, tokens)
+        self._rows_at_once = max(MIN_ROWS_AT_ONCE, min(MAX_ROWS_AT_ONCE, fitting))
+        if self._operation.limits.items == 1:
+            yield from self._flushed(span)
+
+    def _flushed(self, span: Span) -> list[Work]:
+        pack = self._packer.flush()
+        return [Task(span=span.first, items=pack)] if pack else []
+
+    def _id_problems(self, rows: Iterator[Row]) -> dict[int, ErrorInfo]:
+        """Rows without an id, and rows that come second with theirs."""
+        column, ids = self._rules.id_column, self._ids
+        if column is None or ids is None:
+            return {}
+        problems: dict[int, ErrorInfo] = {}
+        claims: list[tuple[Any, int]] = []
+        for row in rows:
+            value = row.values.get(column)
+            if value is None:
+                problems[row.ordinal] = ErrorInfo(
+                    type=ErrorType.ROW, code="id_missing", message=f"column {column!r} names the row, and is null"
+                )
+            elif isinstance(value, dict | list):
+                problems[row.ordinal] = ErrorInfo(
+                    type=ErrorType.ROW, code="id_type", message=f"column {column!r} names the row, and is no scalar"
+                )
+            else:
+                claims.append((value, row.ordinal))
+        for ordinal, holder in ids.claim(claims).items():
+            problems[ordinal] = ErrorInfo(
+                type=ErrorType.ROW, code="duplicate_id", message=f"row {holder} has the same id in column {column!r}"
+            )
+        return problems
+
+    def _same_as_before(self, span: Span) -> None:
+        if self._known_digest is not None and self._digest.hexdigest() != self._known_digest[1]:
+            raise InputChangedError(
+                f"the input's rows {span.first} to {self._known_digest[0] - 1} are not what they were when this run "
+                "read them first; put the old input back, or start anew with --fresh"
+            )
+        self._known_digest = None
+
+    def _input_ended(self, span: Span) -> Step:
+        """The input ends within, or just before, the range."""
+        if self._known_digest is not None:
+            raise InputChangedError(
+                f"the input ends at row {self._position.ordinal}, but row {self._known_digest[0] - 1} was read before; "
+                "put the old input back, or start anew with --fresh"
+            )
+        end = self._position
+        work = self._flushed(span)
+        self._end_span()
+        self._open_spans.clear()
+        ended = Step(ended=True, rows_total=end.ordinal)
+        if end.ordinal == span.first:
+            return ended
+        span = replace(span, last=end.ordinal - 1, finish=encode_position(end))
+        self._journal.post_span(span)
+        return replace(ended, span=span, work=tuple(work), read_to=end.ordinal)
+
+    def _rest_here(self, span: Span) -> Step:
+        """This invocation's limit lies within the range; the range stays open."""
+        work = self._flushed(span)
+        self._end_span()
+        self._open_spans.clear()
+        return Step(span=span, work=tuple(work), read_to=self._position.ordinal, ended=True)
+
+    def _end_span(self) -> None:
+        self._end_spool()
+        self._span = None
+        if self._position.ordinal > self._next.ordinal:
+            self._next = self._position
+
+    def _end_spool(self) -> None:
+        spool, self._spool = self._spool, None
+        if spool is not None:
+            spool.close()

@@ -1,0 +1,71 @@
+"""What workers are handed: tasks to send, rows whose end is known; and how items are packed into requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pipeline.model import Item, RowResult
+
+if TYPE_CHECKING:
+    from pipeline.operations.base import PackLimits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One request's rows, all of the range that begins at `span`."""
+
+    span: int
+    items: tuple[Item, ...]
+
+    @property
+    def size(self) -> int:
+        """How many rows."""
+        return len(self.items)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """Rows whose end is known without asking anybody."""
+
+    span: int
+    rows: tuple[RowResult, ...]
+
+    @property
+    def size(self) -> int:
+        """How many rows."""
+        return len(self.rows)
+
+
+Work = Task | Settled
+
+
+@dataclass(slots=True)
+class Packer:
+    """Fills requests up to the operation's limits, in the order of the rows."""
+
+    limits: PackLimits
+    _items: list[Item] = field(default_factory=list)
+    _tokens: int = 0
+    _reply_bytes: int = 0
+
+    def add(self, item: Item) -> tuple[Item, ...] | None:
+        """Add an item; returns the pack that it did not fit into any more, if that is so."""
+        limits = self.limits
+        full = None
+        if self._items and (
+            len(self._items) >= limits.items
+            or (limits.tokens is not None and self._tokens + item.tokens > limits.tokens)
+            or (limits.reply_bytes is not None and self._reply_bytes + item.reply_bytes > limits.reply_bytes)
+        ):
+            full = self.flush()
+        self._items.append(item)
+        self._tokens += item.tokens
+        self._reply_bytes += item.reply_bytes
+        return full
+
+    def flush(self) -> tuple[Item, ...]:
+        """Whatever is left, possibly nothing."""
+        items = tuple(self._items)
+        self._items, self._tokens, self._reply_bytes = [], 0, 0
+        return items
