@@ -10,7 +10,7 @@ from typing import get_args
 import click
 import yaml
 
-from pipeline.simulator.config import SimulatorConfig, Vectors, load_config, read_config
+from pipeline.simulator.config import Audio, SimulatorConfig, Vectors, load_config, read_config
 from pipeline.simulator.serve import serve
 
 
@@ -19,9 +19,16 @@ from pipeline.simulator.serve import serve
 @click.option("--config", "config_path", metavar="FILE", help="YAML or JSON; - reads one line of stdin.")
 @click.option("--ledger", type=click.Path(dir_okay=False, path_type=Path), help="Append every call to this file.")
 @click.option("--vectors", type=click.Choice(get_args(Vectors)), help="Where embeddings come from.")
+@click.option("--audio", type=click.Choice(get_args(Audio)), help="How recordings are heard.")
 @click.option("--exit-with-parent", is_flag=True, help="End when stdin ends or the parent dies; ignore Ctrl-C.")
 def main(
-    port: int, config_path: str | None, ledger: Path | None, vectors: Vectors | None, *, exit_with_parent: bool
+    port: int,
+    config_path: str | None,
+    ledger: Path | None,
+    vectors: Vectors | None,
+    audio: Audio | None,
+    *,
+    exit_with_parent: bool,
 ) -> None:
     """Serve a simulated Azure OpenAI on loopback until it is told to stop."""
     try:
@@ -29,8 +36,8 @@ def main(
     except (OSError, ValueError, yaml.YAMLError) as error:
         click.echo(f"pipeline.simulator: {config_path}: {error}", err=True)
         sys.exit(2)
-    if vectors is not None:
-        config = config.model_copy(update={"vectors": vectors})
+    chosen = {"vectors": vectors, "audio": audio}
+    config = config.model_copy(update={name: choice for name, choice in chosen.items() if choice is not None})
     try:
         serve(config, port=port, ledger=ledger, exit_with_parent=exit_with_parent)
     except (OSError, ModuleNotFoundError) as error:

@@ -10,11 +10,11 @@ from urllib.parse import parse_qs
 from pipeline.simulator import refusals
 from pipeline.simulator.base import Family, Operation, RefusedError
 
-_DATED_VERSION = re.compile(r"\d{4}-\d{2}-\d{2}(-preview)?")
 _V1_VERSIONS = frozenset({None, "v1", "preview", "latest"})
 _PATHS = (
     (Family.CLASSIC, re.compile(r"(?P<resource>.*?)/openai/deployments/(?P<deployment>[^/]+)/(?P<operation>.+)")),
     (Family.V1, re.compile(r"(?P<resource>.*?)/openai/v1/(?P<operation>.+)")),
+    (Family.CLASSIC, re.compile(r"(?P<resource>.*?)/openai/(?P<operation>.+)")),
     (Family.OPENAI, re.compile(r"(?P<resource>.*?)/v1/(?P<operation>.+)")),
 )
 
@@ -42,9 +42,12 @@ def find_address(path: str, query: str, operations: Mapping[str, Operation]) -> 
         operation = operations.get(match["operation"]) if match else None
         if match is None or operation is None:
             continue
+        deployment = match.groupdict().get("deployment")
+        if family is Family.CLASSIC and operation.deployment_in_path is (deployment is None):
+            continue
         version = parse_qs(query).get("api-version", [None])[-1]
         refusal = None
-        if family is Family.CLASSIC and not _DATED_VERSION.fullmatch(version or ""):
+        if family is Family.CLASSIC and not operation.versions.serve(version):
             refusal = refusals.not_found()
         elif family is Family.V1 and version not in _V1_VERSIONS:
             refusal = refusals.unsupported_version()
@@ -52,7 +55,7 @@ def find_address(path: str, query: str, operations: Mapping[str, Operation]) -> 
             family=family,
             operation=operation,
             resource=match["resource"].strip("/"),
-            deployment=match["deployment"] if family is Family.CLASSIC else None,
+            deployment=deployment,
             api_version=version,
             refusal=refusal,
         )

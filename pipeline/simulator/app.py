@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
-from typing import Any
 
 import orjson
 from starlette.applications import Starlette
@@ -18,17 +17,17 @@ from starlette.routing import Route
 from pipeline.clock import Clock
 from pipeline.simulator import refusals
 from pipeline.simulator.address import Address, find_address
-from pipeline.simulator.base import Answer, Asked, Family, Operation, Place, RefusedError
-from pipeline.simulator.chat import Chat
-from pipeline.simulator.config import DeploymentConfig, SimulatorConfig
-from pipeline.simulator.embeddings import Embeddings
+from pipeline.simulator.base import Answer, Asked, Failure, Family, Occasion, Operation, Place, RefusedError
+from pipeline.simulator.config import DeploymentConfig, FaultKind, PoisonRule, Quirk, SimulatorConfig
 from pipeline.simulator.faults import Faults, latency_s
 from pipeline.simulator.ledger import Ledger, body_digest
-from pipeline.simulator.models import facts_of
+from pipeline.simulator.models import facts_of, serves
+from pipeline.simulator.operations import find_operations
+from pipeline.simulator.operations.images import PICTURES
+from pipeline.simulator.pictures import picture_file
 from pipeline.simulator.quota import Quota, Verdict
 from pipeline.simulator.sending import SILENT, Headers, Line, Receive, Reply, Scope, Send, hand_over, read_body
 from pipeline.simulator.stats import Stats
-from pipeline.simulator.vectors import Vectors
 
 _MOST_OWN_HEADERS = 10
 _SDK_HEADERS = b"x-stainless-"  # the official SDKs send nine and more of them, and are let in
@@ -71,6 +70,7 @@ class _Sent:
     key: str | None
     client_request_id: bytes | None
     own_headers: int
+    content_type: str
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,11 +80,13 @@ class _Case:
     seq: int
     address: Address
     sent: _Sent
-    digest: bytes
+    origin: str
+    digest: bytes = b""
     place: Place | None = None
     asked: Asked | None = None
     verdict: Verdict | None = None
     tokens: int = 0
+    admitted: bool = False
 
 
 class Simulator:
@@ -98,8 +100,7 @@ class Simulator:
         self._ledger = ledger
         self._keys = frozenset(config.keys)
         self._faults = Faults(config.faults, seed=config.seed)
-        operations: tuple[Operation, ...] = (Chat(), Embeddings(Vectors(config.vectors)))
-        self._operations = {operation.path: operation for operation in operations}
+        self._operations = find_operations(config)
         self._addresses: dict[tuple[str, bytes], Address | None] = {}
         self._deployments: dict[str, _Deployment] = {}
         self._changes = sorted(config.schedule, key=lambda change: change.at_s)
@@ -113,6 +114,7 @@ class Simulator:
         self._rest = Starlette(
             routes=[
                 Route("/_simulator/stats", self._show_stats),
+                Route(PICTURES + "{name}", self._show_picture),
                 Route("/openai/models", self._list_models),
                 Route("/openai/v1/models", self._list_models),
                 Route("/v1/models", self._list_models),
@@ -134,13 +136,17 @@ class Simulator:
         if body is None:
             return
         self._seq += 1
+        host, port = line.scope["server"]
         case = _Case(
-            seq=self._seq, address=address, sent=_read_headers(line.scope["headers"]), digest=body_digest(body)
+            seq=self._seq,
+            address=address,
+            sent=_read_headers(line.scope["headers"]),
+            origin=f"http://{host}:{port}",
         )
         self._stats.arrived()
         try:
             reply = await self._decide(case, body)
-            await hand_over(reply, line)
+            sent_bytes = await hand_over(reply, line)
         except Exception:
             self._close_entry(case.seq, status=None, tokens=case.tokens, fault="defect")
             raise
@@ -148,7 +154,7 @@ class Simulator:
         if fault is None and line.transport.is_closing():
             fault = "client_gone"
         status = None if reply.fault in SILENT else reply.status
-        self._close_entry(case.seq, status=status, tokens=case.tokens, fault=fault)
+        self._close_entry(case.seq, status=status, tokens=case.tokens, fault=fault, sent_bytes=sent_bytes)
 
     # What is answered, in the order in which the gateway and then the model look at a request
 
@@ -174,14 +180,18 @@ class Simulator:
                 raise refusals.too_many_headers()
             if address.refusal is not None:
                 raise address.refusal
-            values = _parse(body)
+            values = address.operation.decode(body, case.sent.content_type)
+            case.digest = address.operation.digest(body, values)
             name = address.deployment or values.get("model")
             if not isinstance(name, str) or not name:
                 raise refusals.no_model()
             deployment = self._deployment(address, name)
             case.place = self._place(deployment, address, name)
+            if not serves(case.place.model, address.operation.name):
+                raise refusals.wrong_model(address.operation, case.place)
             case.asked = address.operation.read(values, case.place)
         finally:
+            case.digest = case.digest or body_digest(body)
             self._open_entry(case)
         return deployment
 
@@ -200,8 +210,16 @@ class Simulator:
         self._stats.judged(deployment.name, run_s, tokens=tokens, throttled=throttled)
         if throttled and case.verdict is not None and case.place is not None:
             wait_s = case.verdict.retry_after_s / speed
-            raise refusals.throttled(case.address.operation, case.place, case.verdict, wait_s=wait_s, tokens=tokens)
+            raise refusals.throttled(
+                case.address.operation,
+                case.place,
+                case.verdict,
+                wait_s=wait_s,
+                tokens=tokens,
+                quirks=self._config.quirks,
+            )
         case.tokens = tokens
+        case.admitted = True
 
     async def _answer(self, case: _Case) -> Reply:
         """Answer, or fail, as the configuration has it. Raises RefusedError for a poisoned text."""
@@ -213,6 +231,8 @@ class Simulator:
         else:
             answer = await self._ask(case)
             headers = self._headers(case)
+            if fault is FaultKind.ERROR_EVENT and not answer.events:
+                fault = None
         first_byte_s, output_s = latency_s(
             config.latency, seed=config.seed, digest=case.digest, output_tokens=answer.output_tokens
         )
@@ -225,30 +245,38 @@ class Simulator:
             output_s=output_s,
             fault=None if isinstance(fault, int) else fault,
             injected=injected,
+            place=self._faults.place(case.digest) if fault is not None else 0.0,
+            drip_interval_s=config.faults.drip_interval_s,
         )
 
     async def _ask(self, case: _Case) -> Answer:
-        operation = case.address.operation
-        if case.asked is None or case.place is None:
-            raise refusals.bad_json()
-        filtered = self._refuse_poison(operation, case.asked)
-        created_s = int(self._clock.wall())
-        if operation.slow(case.asked, case.place):
-            return await asyncio.to_thread(
-                operation.answer, case.asked, case.place, created_s=created_s, filtered=filtered
-            )
-        return operation.answer(case.asked, case.place, created_s=created_s, filtered=filtered)
+        operation, asked, place = case.address.operation, case.asked, case.place
+        if asked is None or place is None:
+            raise AssertionError("a request is read before it is answered")
+        rule = self._refuse_poison(operation, asked)
+        failure = None
+        if rule is not None and operation.can_fail and rule.code != "content_filter":
+            failure = Failure(code=rule.code, message=rule.message or "The model failed to generate a response.")
+        occasion = Occasion(
+            created_s=int(self._clock.wall()),
+            filtered=rule is not None and failure is None,
+            failure=failure,
+            origin=case.origin,
+        )
+        if operation.slow(asked, place):
+            return await asyncio.to_thread(operation.answer, asked, place, occasion)
+        return operation.answer(asked, place, occasion)
 
-    def _refuse_poison(self, operation: Operation, asked: Asked) -> bool:
-        """Raise RefusedError for a poisoned text; True when the answer is to be filtered instead."""
+    def _refuse_poison(self, operation: Operation, asked: Asked) -> PoisonRule | None:
+        """Raise RefusedError for a poisoned text; give the rule that spoils the answer, if any."""
         for rule in self._config.poison:
             index = next((index for index, text in enumerate(asked.texts) if rule.contains in text), None)
             if index is None:
                 continue
             if rule.status < _LEAST_REFUSAL:
-                return True
-            raise refusals.poisoned(rule, index=index, field=operation.field)
-        return False
+                return rule
+            raise refusals.poisoned(rule, operation, index=index, quirks=self._config.quirks)
+        return None
 
     # Deployments and their quotas
 
@@ -320,7 +348,7 @@ class Simulator:
             ]
             if place is not None:
                 headers.append((b"x-ms-deployment-name", place.deployment.encode()))
-            if case.tokens:
+            if case.admitted:
                 headers.append((b"x-request-id", b"%b-0000-4000-9000-%012x" % (self._instance, case.seq)))
         else:
             headers += [
@@ -338,6 +366,9 @@ class Simulator:
         """Write limits as they are felt in real time: quota time runs `speed` times as fast."""
         speed = self._config.speed
         headers: Headers = []
+        if Quirk.NEGATIVE_LIMITS in self._config.quirks:
+            negative = [(b"x-ratelimit-%b-tokens" % name, b"-1") for name in (b"limit", b"remaining")]
+            return [*negative, (b"x-ratelimit-reset-tokens", b"0")]
         for unit, limit, left, reset_s in (
             (b"requests", verdict.requests_limit, verdict.requests_left, verdict.requests_reset_s),
             (b"tokens", verdict.tokens_limit, verdict.tokens_left, verdict.tokens_reset_s),
@@ -373,10 +404,14 @@ class Simulator:
             client_request_id=client_request_id.decode("latin-1") if client_request_id is not None else None,
         )
 
-    def _close_entry(self, seq: int, *, status: int | None, tokens: int, fault: str | None) -> None:
+    def _close_entry(
+        self, seq: int, *, status: int | None, tokens: int, fault: str | None, sent_bytes: int | None = None
+    ) -> None:
         self._stats.answered(status)
         if self._ledger is not None:
-            self._ledger.answered(seq=seq, t=self._clock.wall(), status=status, tokens=tokens, fault=fault)
+            self._ledger.answered(
+                seq=seq, t=self._clock.wall(), status=status, tokens=tokens, fault=fault, sent_bytes=sent_bytes
+            )
 
     # The rest
 
@@ -405,6 +440,13 @@ class Simulator:
         models = [{"id": name, "object": "model", created: _CREATED_S, "owned_by": "system"} for name in names]
         return Response(orjson.dumps({"object": "list", "data": models}), media_type="application/json")
 
+    async def _show_picture(self, request: Request) -> Response:
+        found = picture_file(request.path_params["name"])
+        if found is None:
+            return Response("", 404)
+        content, media_type = found
+        return Response(content, media_type=media_type)
+
     async def _show_nothing(self, request: Request) -> Response:  # noqa: ARG002 - Starlette's
         refused = refusals.not_found()
         return Response(refused.body, refused.status, media_type="application/json")
@@ -414,6 +456,7 @@ def _read_headers(headers: Iterable[tuple[bytes, bytes]]) -> _Sent:
     key = None
     client_request_id = None
     own = 0
+    content_type = ""
     for name, value in headers:
         if name == b"api-key":
             key = value.decode("latin-1").strip()
@@ -421,21 +464,13 @@ def _read_headers(headers: Iterable[tuple[bytes, bytes]]) -> _Sent:
             scheme, _, credential = value.decode("latin-1").partition(" ")
             if scheme.lower() == "bearer":
                 key = key or credential.strip()
+        elif name == b"content-type":
+            content_type = value.decode("latin-1")
         elif name not in _USUAL_HEADERS and not name.startswith(_SDK_HEADERS):
             own += 1
             if name == b"x-ms-client-request-id":
                 client_request_id = value
-    return _Sent(key=key, client_request_id=client_request_id, own_headers=own)
-
-
-def _parse(body: bytes) -> Mapping[str, Any]:
-    try:
-        values = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        raise refusals.bad_json() from None
-    if not isinstance(values, dict):
-        raise refusals.bad_json()
-    return values
+    return _Sent(key=key, client_request_id=client_request_id, own_headers=own, content_type=content_type)
 
 
 def _encoded(headers: Mapping[str, str]) -> Headers:

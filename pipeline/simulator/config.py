@@ -12,6 +12,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 Vectors = Literal["auto", "model", "hash"]
+Audio = Literal["auto", "tones", "whisper", "opaque"]
 Rate = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -26,13 +27,25 @@ class FaultKind(StrEnum):
     HALF_BODY = "half_body"  # neither length nor chunks, closed after half of the body
     GARBAGE = "garbage"  # no HTTP at all
     HUGE_HEADER = "huge_header"  # a header of 300 kB
-    DRIP = "drip"  # one byte each 0.3 seconds
+    CUT_STREAM = "cut_stream"  # closed after a byte drawn by lot, inside a chunk, streams and others alike
+    ERROR_EVENT = "error_event"  # a stream with an error in its middle; replies that are no stream stay whole
+    DRIP = "drip"  # one byte each `drip_interval_s`
     HANG = "hang"  # never answers
     HTML = "html"  # 200 with a gateway's page
     EMPTY_OBJECT = "empty_object"  # 200 with {}
     DEEP_JSON = "deep_json"  # 200 with 100,000 opening brackets
     WRONG_CHARSET = "wrong_charset"  # 200 with the right JSON in UTF-16
     HUGE_BODY = "huge_body"  # 200 with 200 MB of blanks
+
+
+class Quirk(StrEnum):
+    """What services were seen to do beside their documentation; each is played only where it is asked for."""
+
+    ASYNC_FILTER = "async_filter"  # streams of Azure: the filter's words come late, in events without a delta
+    INNER_ERROR = "inner_error"  # refusals by the filter: `inner_error` and `content_filter_results`
+    NO_INNER_ERROR = "no_inner_error"  # refusals by the filter say nothing more
+    IGNORE_BASE64 = "ignore_base64"  # vectors are lists, whatever was asked for
+    NEGATIVE_LIMITS = "negative_limits"  # x-ratelimit-…-tokens are -1, and a 429 says nothing of when
 
 
 def _fault_names(rates: dict[str, float]) -> dict[str, float]:
@@ -71,16 +84,21 @@ class FaultsConfig(_Strict):
     """How often what goes wrong: `rates` maps a status or a kind of fault to its share of the admitted requests.
 
     Whether a request fails is a function of the seed, its body and how often that body came before. Where `attempts`
-    is given, only that many first sendings of a body can fail. `headers` go with every injected status.
+    is given, only that many first sendings of a body can fail. `headers` go with every injected status;
+    `drip_interval_s` is the time between the bytes of `drip`.
     """
 
     rates: Annotated[dict[str, Rate], AfterValidator(_fault_names)] = Field(default_factory=dict)
     attempts: PositiveInt | None = None
     headers: dict[str, str] | None = None
+    drip_interval_s: PositiveFloat = 0.3
 
 
 class PoisonRule(_Strict):
-    """Texts that the service refuses. Status 200 filters the answer instead of the request (chat)."""
+    """Texts that the service refuses. Status 200 filters the answer instead of the request.
+
+    With status 200 and a code other than content_filter, an answer of `responses` says that it failed, with that code.
+    """
 
     contains: Annotated[str, Field(min_length=1)]
     status: Annotated[int, Field(ge=200, le=599)] = 400
@@ -111,6 +129,8 @@ class SimulatorConfig(_Strict):
     speed: PositiveFloat = 1.0
     seed: int = 0
     vectors: Vectors = "auto"
+    audio: Audio = "auto"
+    quirks: frozenset[Quirk] = frozenset()
 
 
 def read_config(text: str) -> SimulatorConfig:

@@ -43,6 +43,10 @@ class Faults:
         drawn = share(self._seed, "fault", digest, attempt)
         return next((fault for bound, fault in self._steps if drawn < bound), None)
 
+    def place(self, digest: bytes) -> float:
+        """Say where in the reply to the latest sending of a body it goes wrong: a share from 0 up to 1."""
+        return share(self._seed, "place", digest, self._seen.get(digest, 0))
+
     def headers(self, status: int) -> Mapping[str, str]:
         """Give the headers that go with an injected status: the configured ones, else a short wait with 429."""
         if self._headers is not None:

@@ -22,6 +22,11 @@ def messages_key(messages: Any) -> str:
     return blake2b(orjson.dumps(messages, option=orjson.OPT_SORT_KEYS), digest_size=8).hexdigest()
 
 
+def content_key(content: bytes) -> str:
+    """Name a file's content by 8 bytes of its BLAKE2b digest, as 16 hex digits."""
+    return blake2b(content, digest_size=8).hexdigest()
+
+
 def body_digest(body: bytes) -> bytes:
     """Name a request's body by 8 bytes of its BLAKE2b digest."""
     return blake2b(body, digest_size=8).digest()
@@ -29,7 +34,10 @@ def body_digest(body: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrived:
-    """A request came in whole. `keys` names each text (embeddings) or the messages (chat); empty when unreadable.
+    """A request came in whole. `keys` names what was asked, for the pairing with its answer; empty when unreadable.
+
+    Each text of embeddings, completions, speech and images by `text_key`, the messages of a chat and the input of
+    responses by `messages_key`, a recording by `content_key`.
 
     `session` counts the simulator's starts on this file from 0, `seq` the requests of one from 1; `t` is epoch seconds.
     """
@@ -50,7 +58,8 @@ class Answered:
 
     `status` is None when no status line was sent. `fault` names what was wrong with the reply: a kind of fault,
     `status` for an injected status, `client_gone` when nobody listened any more, `defect` when the simulator broke;
-    None for an honest reply, refusals among them.
+    None for an honest reply, refusals among them. `sent_bytes` is how much of a body left before it was cut or an error
+    was put in the place of its rest; None elsewhere.
     """
 
     session: int
@@ -59,6 +68,7 @@ class Answered:
     status: int | None
     tokens: int
     fault: str | None
+    sent_bytes: int | None = None
 
 
 class Ledger:
@@ -99,9 +109,19 @@ class Ledger:
             }
         )
 
-    def answered(self, *, seq: int, t: float, status: int | None, tokens: int, fault: str | None) -> None:
+    def answered(
+        self,
+        *,
+        seq: int,
+        t: float,
+        status: int | None,
+        tokens: int,
+        fault: str | None,
+        sent_bytes: int | None = None,
+    ) -> None:
         """Note that its reply left."""
-        self._append({"event": "answered", "seq": seq, "t": t, "status": status, "tokens": tokens, "fault": fault})
+        line = {"event": "answered", "seq": seq, "t": t, "status": status, "tokens": tokens, "fault": fault}
+        self._append(line if sent_bytes is None else {**line, "sent_bytes": sent_bytes})
 
     def flush(self) -> None:
         """Write what is waiting. Raises OSError."""

@@ -33,7 +33,34 @@ _CONTEXT_TOKENS = {
     "o4": 200_000,
 }
 _DIMENSIONS = {"text-embedding-ada-002": 1_536, "text-embedding-3-small": 1_536, "text-embedding-3-large": 3_072}
+_PURPOSES = {  # models that serve these operations and no others; of the rest nothing is said
+    "dall-e": ("images",),
+    "gpt-35-turbo-instruct": ("completions",),
+    "gpt-3.5-turbo-instruct": ("completions",),
+    "gpt-4o-mini-transcribe": ("transcription",),
+    "gpt-4o-mini-tts": ("speech",),
+    "gpt-4o-transcribe": ("transcription",),
+    "gpt-image": ("images",),
+    "text-embedding": ("embeddings",),
+    "tts": ("speech",),
+    "whisper": ("transcription", "translation"),
+}
+_LONGEST_RECORDINGS_S = {
+    "gpt-4o-transcribe-diarize": 1_400.0,
+    "gpt-4o-transcribe": 1_500.0,
+    "gpt-4o-mini-transcribe": 1_500.0,
+}
 _REASONING = ("gpt-5", "o1", "o3", "o4")
+
+
+def serves(model: str, operation: str) -> bool:
+    """Say whether a model takes an operation, by the ledger's names of operations; an unknown one takes all."""
+    return next((operation in purposes for name, purposes in _PURPOSES.items() if model.startswith(name)), True)
+
+
+def longest_recording_s(model: str) -> float | None:
+    """Give the longest recording that a model hears, in seconds, as the service's refusals name it; None for any."""
+    return next((seconds for name, seconds in _LONGEST_RECORDINGS_S.items() if model.startswith(name)), None)
 
 
 def facts_of(model: str) -> ModelFacts:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 from pipeline.simulator.base import Family, Operation, Place, RefusedError
-from pipeline.simulator.config import PoisonRule
+from pipeline.simulator.config import PoisonRule, Quirk
 from pipeline.simulator.quota import Limit, Verdict
 
 _INJECTED = {
@@ -25,6 +26,15 @@ _INJECTED = {
     503: ("ServiceUnavailable", "The service is temporarily unable to process your request. Please try again later."),
     504: ("GatewayTimeout", "The gateway did not receive a response from the model in time."),
     529: ("Overloaded", "The service is overloaded."),
+}
+_OPERATIONS = {"chat": "chatCompletion", "completions": "completion", "images": "imageGeneration"}
+_VIOLATION = "ResponsibleAIPolicyViolation"
+_BLOCKED = {
+    "hate": {"filtered": False, "severity": "safe"},
+    "jailbreak": {"detected": False, "filtered": False},
+    "self_harm": {"filtered": False, "severity": "safe"},
+    "sexual": {"filtered": False, "severity": "safe"},
+    "violence": {"filtered": True, "severity": "medium"},
 }
 
 
@@ -76,24 +86,33 @@ def no_deployment(family: Family, name: str) -> RefusedError:
     )
 
 
+def wrong_model(operation: Operation, place: Place) -> RefusedError:
+    """Refuse a model that serves other operations."""
+    if place.family.azure:
+        return RefusedError(
+            400,
+            _plain(
+                "OperationNotSupported",
+                f"The {_OPERATIONS.get(operation.name, operation.name)} operation does not work with the specified "
+                f"model, {place.model}. Please choose different model and try again. You can learn more about which "
+                "models can be used with each operation here: https://go.microsoft.com/fwlink/?linkid=2197993.",
+            ),
+        )
+    return RefusedError(
+        404,
+        _full(
+            f"This model is not supported in the v1/{operation.path} endpoint.",
+            kind="invalid_request_error",
+            param="model",
+            code=None,
+        ),
+    )
+
+
 def no_model() -> RefusedError:
     """Neither path nor body names a model."""
     return RefusedError(
         400, _full("you must provide a model parameter", kind="invalid_request_error", param=None, code=None)
-    )
-
-
-def bad_json() -> RefusedError:
-    """No JSON object in the body."""
-    return RefusedError(
-        400,
-        _full(
-            "We could not parse the JSON body of your request. (HINT: This likely means you aren't using your HTTP "
-            "library correctly. The OpenAI API expects a JSON payload, but what was sent was not valid JSON.)",
-            kind="invalid_request_error",
-            param=None,
-            code=None,
-        ),
     )
 
 
@@ -102,10 +121,20 @@ def too_many_headers() -> RefusedError:
     return RefusedError(431, _plain("431", "Request Header Fields Too Large"))
 
 
-def throttled(operation: Operation, place: Place, verdict: Verdict, *, wait_s: float, tokens: int) -> RefusedError:
+def throttled(
+    operation: Operation,
+    place: Place,
+    verdict: Verdict,
+    *,
+    wait_s: float,
+    tokens: int,
+    quirks: Collection[Quirk] = (),
+) -> RefusedError:
     """Quota used up for now; `wait_s` is in real seconds."""
     seconds = max(1, math.ceil(wait_s))
     headers = {"retry-after": str(seconds), "retry-after-ms": str(math.ceil(wait_s * 1000))}
+    if Quirk.NEGATIVE_LIMITS in quirks:
+        headers = {}
     limit = verdict.exceeded or Limit.TOKEN
     match place.family:
         case Family.CLASSIC:
@@ -152,40 +181,43 @@ def injected(status: int) -> RefusedError:
     return RefusedError(status, _plain(code, message))
 
 
-def poisoned(rule: PoisonRule, *, index: int, field: str) -> RefusedError:
+def poisoned(rule: PoisonRule, operation: Operation, *, index: int, quirks: Collection[Quirk] = ()) -> RefusedError:
     """Refuse a text that a rule names; the content filter with all that Azure says about it."""
-    param = f"{field}[{index}]" if rule.name_index else None
+    param = f"{operation.field}[{index}]" if rule.name_index else None
+    if rule.code == "content_filter" and operation.name == "images":
+        return _blocked_picture(rule)
     if rule.code == "content_filter":
         message = rule.message or (
             "The response was filtered due to the prompt triggering Azure OpenAI's content management policy. Please "
             "modify your prompt and retry. To learn more about our content filtering policies please read our "
             "documentation: https://go.microsoft.com/fwlink/?linkid=2198766"
         )
-        return RefusedError(
-            rule.status,
-            {
-                "error": {
-                    "message": message,
-                    "type": None,
-                    "param": param or "prompt",
-                    "code": "content_filter",
-                    "status": rule.status,
-                    "innererror": {
-                        "code": "ResponsibleAIPolicyViolation",
-                        "content_filter_result": {
-                            "hate": {"filtered": False, "severity": "safe"},
-                            "jailbreak": {"detected": False, "filtered": False},
-                            "self_harm": {"filtered": False, "severity": "safe"},
-                            "sexual": {"filtered": False, "severity": "safe"},
-                            "violence": {"filtered": True, "severity": "medium"},
-                        },
-                    },
-                }
-            },
-        )
+        error: dict[str, Any] = {
+            "message": message,
+            "type": None,
+            "param": param or "prompt",
+            "code": "content_filter",
+            "status": rule.status,
+        }
+        if Quirk.INNER_ERROR in quirks:
+            error["inner_error"] = {"code": _VIOLATION, "content_filter_results": _BLOCKED}
+        elif Quirk.NO_INNER_ERROR not in quirks:
+            error["innererror"] = {"code": _VIOLATION, "content_filter_result": _BLOCKED}
+        return RefusedError(rule.status, {"error": error})
     named = f"Invalid '{param}': " if param else ""
     message = named + (rule.message or "the text was refused.")
     return RefusedError(rule.status, _full(message, kind="invalid_request_error", param=param, code=rule.code))
+
+
+def _blocked_picture(rule: PoisonRule) -> RefusedError:
+    """Word the filter's refusal as image generation does: another code, and the other spelling of what is inside."""
+    message = rule.message or (
+        "Your request was rejected as a result of our safety system. Your prompt may contain text that is not allowed "
+        "by our safety system."
+    )
+    inner = {"code": _VIOLATION, "content_filter_results": _BLOCKED}
+    error = {"code": "content_policy_violation", "message": message, "type": "invalid_request_error", "param": None}
+    return RefusedError(rule.status, {"error": {**error, "inner_error": inner}})
 
 
 def _plain(code: str, message: str) -> dict[str, Any]:

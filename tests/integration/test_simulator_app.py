@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -107,6 +109,8 @@ LOOKS: dict[FaultKind, Callable[[Seen], bool]] = {
     FaultKind.CLOSE_EARLY: lambda seen: seen.data == b"" and seen.end == "closed",
     FaultKind.CUT_LENGTH: lambda seen: seen.end == "closed" and 0 < len(seen.body) < seen.length,
     FaultKind.CUT_CHUNK: lambda seen: b"chunked" in seen.head and not seen.data.endswith(b"0\r\n\r\n"),
+    FaultKind.CUT_STREAM: lambda seen: b"chunked" in seen.head and not seen.data.endswith(b"0\r\n\r\n"),
+    FaultKind.ERROR_EVENT: is_whole_answer,  # strikes streams alone
     FaultKind.HALF_BODY: lambda seen: b"content-length" not in seen.head and b"chunked" not in seen.head,
     FaultKind.GARBAGE: lambda seen: not seen.data.startswith(b"HTTP"),
     FaultKind.HUGE_HEADER: lambda seen: len(seen.head) > 300_000 and is_whole_answer(seen),
@@ -127,6 +131,59 @@ async def test_a_fault_looks_as_it_is_called(kind: FaultKind, tmp_path: Path) ->
     broken, whole = await exchange(config, tmp_path, requests=2)
     assert LOOKS[kind](broken)
     assert is_whole_answer(whole)
+
+
+STREAMED = BODY.replace(b"hello", b"one two three four five six seven eight nine").replace(b"{", b'{"stream":true,', 1)
+
+
+async def ask_streamed(config: dict[str, Any], folder: Path, bodies: list[bytes]) -> tuple[list[bytes], list[Answered]]:
+    """Send streams; give what came of each, and what the ledger says of it."""
+    path = folder / "ledger.jsonl"
+    ledger = Ledger(path, now_s=0.0, later=asyncio.get_running_loop().call_soon)
+    received = []
+    async with serving(config, ledger) as port, client(port) as http:
+        for body in bodies:
+            data = b""
+            with contextlib.suppress(httpx.RemoteProtocolError):
+                async with http.stream("POST", CHAT, content=body) as reply:
+                    assert reply.headers["content-type"].startswith("text/event-stream")
+                    async for piece in reply.aiter_bytes():
+                        data += piece
+            received.append(data)
+    ledger.close()
+    return received, [entry for entry in read_ledger(path) if isinstance(entry, Answered)]
+
+
+@pytest.mark.anyio
+async def test_streams_are_cut_at_bytes_drawn_by_lot_and_the_ledger_says_where(tmp_path: Path) -> None:
+    bodies = [STREAMED.replace(b"one", b"%d" % number) for number in range(12)]
+    broken, entries = await ask_streamed({"faults": {"rates": {"cut_stream": 1.0}}}, tmp_path, bodies)
+    whole, _ = await ask_streamed({}, tmp_path, bodies)
+    lengths = [len(data) for data in broken]
+    assert [entry.sent_bytes for entry in entries[: len(bodies)]] == lengths
+    assert {entry.fault for entry in entries[: len(bodies)]} == {"cut_stream"}
+    for data, complete in zip(broken, whole, strict=True):
+        without_time = [re.sub(rb'"created":\d+', b"", stream) for stream in (data, complete[: len(data)])]
+        assert without_time[0] == without_time[1]
+        assert len(data) < len(complete)
+    assert len(set(lengths)) > 8
+
+
+@pytest.mark.anyio
+async def test_an_error_takes_the_place_of_a_streams_rest(tmp_path: Path) -> None:
+    [data], [entry] = await ask_streamed({"faults": {"rates": {"error_event": 1.0}}}, tmp_path, [STREAMED])
+    assert b'data: {"error":{' in data
+    assert b"[DONE]" not in data
+    assert (entry.status, entry.fault) == (200, "error_event")
+    assert entry.sent_bytes == data.index(b'data: {"error"')
+
+
+@pytest.mark.anyio
+async def test_a_stream_that_drips_comes_whole_in_the_end(tmp_path: Path) -> None:
+    config = {"faults": {"rates": {"drip": 1.0}, "drip_interval_s": 0.00001}}
+    [data], [entry] = await ask_streamed(config, tmp_path, [STREAMED])
+    assert data.endswith(b"data: [DONE]\n\n")
+    assert entry.fault == "drip"
 
 
 @pytest.mark.anyio
@@ -176,6 +233,19 @@ async def test_a_schedule_changes_the_quota_and_speed_lets_it_pass_faster() -> N
         while second.status_code == 429:
             second = await http.post(CHAT, content=BODY)
         assert second.status_code == 200
+
+
+@pytest.mark.anyio
+async def test_limits_can_be_negative() -> None:
+    deployments = {"d": {"tokens_per_minute": 1_000, "requests_per_minute": 60}}
+    async with serving({"deployments": deployments, "quirks": ["negative_limits"]}) as port, client(port) as http:
+        headers = (await http.post(CHAT, content=BODY)).headers
+    limits = {name: value for name, value in headers.items() if name.startswith("x-ratelimit")}
+    assert limits == {
+        "x-ratelimit-limit-tokens": "-1",
+        "x-ratelimit-remaining-tokens": "-1",
+        "x-ratelimit-reset-tokens": "0",
+    }
 
 
 @pytest.mark.anyio

@@ -14,8 +14,10 @@ import orjson
 import psutil
 import pytest
 
-from pipeline.simulator.ledger import Answered, Arrived, messages_key, read_ledger, text_key
+from pipeline.simulator import tones
+from pipeline.simulator.ledger import Answered, Arrived, content_key, messages_key, read_ledger, text_key
 from pipeline.simulator.serve import SimulatorDiedError, start
+from pipeline.simulator.sounds import wave_file
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 HEADERS = {"api-key": "k", "x-ms-client-request-id": "mine"}
@@ -45,6 +47,34 @@ def test_every_call_is_in_the_ledger_and_in_the_stats(tmp_path: Path) -> None:
     assert (stats["answered"], stats["in_flight"], stats["peak_in_flight"]) == (4, 0, 1)
     assert stats["by_status"] == {"200": 2, "400": 1, "401": 1}
     assert stats["deployments"]["d"]["requests"] == 1
+
+
+def test_every_operation_leaves_its_pairing_key_and_is_charged_by_its_kind(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    sound = wave_file(tones.encode(["Hello."], 16_000), 16_000)
+    config = {"vectors": "hash", "audio": "tones", "deployments": {"d": {"tokens_per_minute": 1_000}}}
+    with start(config, ledger=path) as simulator, httpx.Client(base_url=simulator.url, headers=HEADERS) as client:
+        replies = [
+            client.post("/v1/responses", json={"model": "d", "input": "abcd"}),
+            client.post("/v1/completions", json={"model": "d", "prompt": "abcd"}),
+            client.post("/v1/audio/speech", json={"model": "d", "input": "abcd", "voice": "alloy"}),
+            client.post("/v1/images/generations", json={"model": "d", "prompt": "abcd"}),
+            client.post("/v1/audio/transcriptions", data={"model": "d"}, files={"file": ("a.wav", sound)}),
+            client.post("/v1/audio/translations", data={"model": "d"}, files={"file": ("a.wav", sound)}),
+        ]
+    assert [reply.status_code for reply in replies] == [200] * 6
+    assert all(reply.headers["x-request-id"] for reply in replies)
+    entries = list(read_ledger(path))
+    arrived = [entry for entry in entries if isinstance(entry, Arrived)]
+    assert [(entry.op, entry.deployment, entry.keys) for entry in arrived] == [
+        ("responses", "d", (messages_key("abcd"),)),
+        ("completions", "d", (text_key("abcd"),)),
+        ("speech", "d", (text_key("abcd"),)),
+        ("images", "d", (text_key("abcd"),)),
+        ("transcription", "d", (content_key(sound),)),
+        ("translation", "d", (content_key(sound),)),
+    ]
+    assert [entry.tokens for entry in entries if isinstance(entry, Answered)] == [17, 17, 0, 0, 0, 0]
 
 
 def test_it_listens_on_loopback_alone_and_survives_a_ctrl_c_meant_for_its_parent() -> None:

@@ -7,10 +7,10 @@ from typing import Any
 import orjson
 import pytest
 
-from pipeline.simulator.base import Answer, Family, Place, RefusedError
-from pipeline.simulator.chat import Chat
+from pipeline.simulator.base import Answer, Family, Occasion, Place, RefusedError
 from pipeline.simulator.ledger import messages_key
 from pipeline.simulator.models import facts_of
+from pipeline.simulator.operations.chat import Chat
 
 USER = [{"role": "user", "content": "First sentence. Second sentence."}]
 
@@ -24,7 +24,7 @@ def place(model: str = "gpt-4o-mini", family: Family = Family.CLASSIC) -> Place:
 def ask(body: dict[str, Any], where: Place | None = None, *, filtered: bool = False) -> Answer:
     chat = Chat()
     where = where or place()
-    return chat.answer(chat.read(body, where), where, created_s=1, filtered=filtered)
+    return chat.answer(chat.read(body, where), where, Occasion(created_s=1, filtered=filtered))
 
 
 def answered(body: dict[str, Any], where: Place | None = None, *, filtered: bool = False) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipeline.simulator.config import FaultKind, SimulatorConfig, load_config, make_config, read_config
+from pipeline.simulator.config import FaultKind, Quirk, SimulatorConfig, load_config, make_config, read_config
 
 EVERYTHING = """
 deployments:
@@ -68,7 +68,7 @@ def test_everything_wrong_is_said_at_once() -> None:
     assert caught.value.error_count() == 3
 
 
-def test_every_fault_is_documented() -> None:
+def test_every_fault_and_quirk_is_documented() -> None:
     page = Path(__file__).parents[3] / "docs" / "simulator.md"
     text = page.read_text(encoding="utf-8")
-    assert [kind.value for kind in FaultKind if f"`{kind.value}`" not in text] == []
+    assert [kind.value for kind in [*FaultKind, *Quirk] if f"`{kind.value}`" not in text] == []

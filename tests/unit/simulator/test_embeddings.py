@@ -9,10 +9,10 @@ from typing import Any
 import orjson
 import pytest
 
-from pipeline.simulator.base import Family, Place, RefusedError
-from pipeline.simulator.embeddings import Embeddings
+from pipeline.simulator.base import Family, Occasion, Place, RefusedError
 from pipeline.simulator.ledger import text_key
 from pipeline.simulator.models import facts_of
+from pipeline.simulator.operations.embeddings import Embeddings
 from pipeline.simulator.vectors import Vectors, hash_vector
 
 OPERATION = Embeddings(Vectors("hash"))
@@ -33,7 +33,7 @@ def place(model: str = "text-embedding-3-small") -> Place:
 def answered(body: dict[str, Any], where: Place | None = None) -> dict[str, Any]:
     where = where or place()
     asked = OPERATION.read(body, where)
-    values: dict[str, Any] = orjson.loads(OPERATION.answer(asked, where, created_s=1, filtered=False).body)
+    values: dict[str, Any] = orjson.loads(OPERATION.answer(asked, where, Occasion(created_s=1)).body)
     return values
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from pipeline.simulator.base import Answer, Asked, Place, bad_request, estimated_tokens
-from pipeline.simulator.chat_checks import check_chat, message_text
+from pipeline.simulator.base import Answer, Asked, JsonOperation, Occasion, Place, bad_request, estimated_tokens
+from pipeline.simulator.config import Quirk, SimulatorConfig
 from pipeline.simulator.ledger import messages_key
-from pipeline.simulator.schema import fit
+from pipeline.simulator.operations._chat_checks import check_chat, message_text
+from pipeline.simulator.operations._filters import FILTERED_JSON, PROMPT_JSON, SAFE_JSON
+from pipeline.simulator.operations._text import cut_to, data_event, first_sentence, fit_json, pieces, stop_at
 
 TOKENS_WHERE_NONE_ARE_ASKED = 16
 """What admission counts for the answer without max_tokens, as Microsoft's own simulator of Azure OpenAI does."""
@@ -21,23 +22,6 @@ TOKENS_WHERE_NONE_ARE_ASKED = 16
 _SMALL_PICTURE_TOKENS = 85
 _PICTURE_TOKENS = 765
 _REASONING_TOKENS = 64
-_SUMMARY_CHARACTERS = 240
-_WORDS_IN_EVENT = 4
-
-_SAFE = {
-    "hate": {"filtered": False, "severity": "safe"},
-    "self_harm": {"filtered": False, "severity": "safe"},
-    "sexual": {"filtered": False, "severity": "safe"},
-    "violence": {"filtered": False, "severity": "safe"},
-}
-_FILTERED = {**_SAFE, "violence": {"filtered": True, "severity": "medium"}}
-_PROMPT_SAFE = {**_SAFE, "jailbreak": {"detected": False, "filtered": False}}
-_SAFE_JSON = orjson.Fragment(orjson.dumps(_SAFE))
-_FILTERED_JSON = orjson.Fragment(orjson.dumps(_FILTERED))
-_PROMPT_JSON = orjson.Fragment(
-    orjson.dumps([{"prompt_index": 0, "content_filter_results": _PROMPT_SAFE}]),
-)
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s|\n")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,13 +34,16 @@ class _Choice:
     tokens: int
 
 
-class Chat:
+class Chat(JsonOperation):
     """POST …/chat/completions."""
 
     name = "chat"
     path = "chat/completions"
     field = "messages"
     azure_name = "ChatCompletions_Create"
+
+    def __init__(self, *, async_filter: bool = False) -> None:
+        self._async_filter = async_filter
 
     def read(self, body: Mapping[str, Any], place: Place) -> Asked:
         """Check the fields; count a token for each four characters of the messages, and what may be answered."""
@@ -84,36 +71,40 @@ class Chat:
             texts=tuple(texts),
         )
 
-    def slow(self, asked: Asked, place: Place) -> bool:  # noqa: ARG002 - the protocol's
-        """Say no: an answer takes microseconds."""
-        return False
-
-    def answer(self, asked: Asked, place: Place, *, created_s: int, filtered: bool) -> Answer:
+    def answer(self, asked: Asked, place: Place, occasion: Occasion) -> Answer:
         """Answer with text, JSON that fits the schema, or a call of a tool; streamed where asked."""
         key = asked.keys[0]
+        filtered = occasion.filtered
         choices = [_choose(asked, place, index, filtered=filtered) for index in range(asked.body.get("n") or 1)]
         usage = _usage(asked, place, choices)
         head = {
             "id": f"chatcmpl-{key}",
             "object": "chat.completion",
-            "created": created_s,
+            "created": occasion.created_s,
             "model": place.model,
             "system_fingerprint": f"fp_{key[:10]}",
         }
         output_tokens = sum(choice.tokens for choice in choices)
         if asked.body.get("stream"):
             events = _events(asked, place, head, choices, usage)
-            return Answer(body=b"", events=tuple(events), output_tokens=output_tokens)
+            if self._async_filter and place.family.azure:
+                events = _with_late_filter(events, head, asked, choices)
+            return Answer(events=tuple(events), output_tokens=output_tokens)
         body: dict[str, Any] = {
             **head,
             "choices": [_full_choice(asked, place, index, choice) for index, choice in enumerate(choices)],
             "usage": usage,
         }
         if place.family.azure:
-            body["prompt_filter_results"] = _PROMPT_JSON
+            body["prompt_filter_results"] = PROMPT_JSON
         else:
             body["service_tier"] = "default"
         return Answer(body=orjson.dumps(body), output_tokens=output_tokens)
+
+
+def make_operation(config: SimulatorConfig) -> Chat:
+    """Make the operation with the service's quirks that the configuration wants."""
+    return Chat(async_filter=Quirk.ASYNC_FILTER in config.quirks)
 
 
 def _picture_tokens(message: Mapping[str, Any]) -> int:
@@ -136,9 +127,7 @@ def _summary(asked: Asked) -> str:
     messages: Sequence[Mapping[str, Any]] = asked.body["messages"]
     for message, text in zip(reversed(messages), reversed(asked.texts), strict=True):
         if message["role"] == "user":
-            start = text.strip()[: _SUMMARY_CHARACTERS + 1]
-            sentence = _SENTENCE_END.split(start, maxsplit=1)[0]
-            return sentence if len(sentence) <= _SUMMARY_CHARACTERS else sentence[: _SUMMARY_CHARACTERS - 1] + "…"
+            return first_sentence(text)
     return ""
 
 
@@ -151,7 +140,7 @@ def _choose(asked: Asked, place: Place, index: int, *, filtered: bool) -> _Choic
         return _Choice(text="", tool_calls=(), finish_reason="content_filter", tokens=0)
     tool = _tool(body)
     if tool is not None:
-        arguments = _fit(tool.get("parameters") or {}, text, f"{key}#{index}", param="tools")
+        arguments = fit_json(tool.get("parameters") or {}, text, f"{key}#{index}", param="tools")
         call = {
             "id": f"call_{key}{index:04x}",
             "type": "function",
@@ -163,29 +152,19 @@ def _choose(asked: Asked, place: Place, index: int, *, filtered: bool) -> _Choic
     wanted = body.get("response_format") or {}
     if wanted.get("type") == "json_schema":
         schema = wanted["json_schema"].get("schema") or {}
-        text = _fit(schema, text, f"{key}#{index}", param="response_format")
+        text = fit_json(schema, text, f"{key}#{index}", param="response_format")
     elif wanted.get("type") == "json_object":
         text = orjson.dumps({"summary": text}).decode()
     return _cut(text, body, place)
 
 
-def _fit(schema: Mapping[str, Any], text: str, key: str, *, param: str) -> str:
-    try:
-        return orjson.dumps(fit(schema, text=text, key=key)).decode()
-    except ValueError as error:
-        raise bad_request(f"Invalid schema for {param}: {error}", param=param, code="invalid_schema") from error
-
-
 def _cut(text: str, body: Mapping[str, Any], place: Place) -> _Choice:
-    stops = body.get("stop") or ()
-    for stop in (stops,) if isinstance(stops, str) else stops:
-        text = text.partition(stop)[0]
     most = _most_tokens(body)
     if most is not None:
         most = max(0, most - _reasoning_tokens(body, place))
-        if estimated_tokens(text) > most:
-            return _Choice(text=text[: 4 * most], tool_calls=(), finish_reason="length", tokens=most)
-    return _Choice(text=text, tool_calls=(), finish_reason="stop", tokens=estimated_tokens(text))
+    text, is_cut = cut_to(stop_at(text, body.get("stop")), most)
+    reason = "length" if is_cut else "stop"
+    return _Choice(text=text, tool_calls=(), finish_reason=reason, tokens=estimated_tokens(text))
 
 
 def _tool(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -261,7 +240,7 @@ def _full_choice(asked: Asked, place: Place, index: int, choice: _Choice) -> dic
 def _filter_results(choice: _Choice) -> orjson.Fragment | dict[str, Any]:
     if choice.tool_calls:
         return {}
-    return _FILTERED_JSON if choice.finish_reason == "content_filter" else _SAFE_JSON
+    return FILTERED_JSON if choice.finish_reason == "content_filter" else SAFE_JSON
 
 
 def _events(
@@ -279,24 +258,47 @@ def _events(
             "object": "",
             "created": 0,
             "model": "",
-            "prompt_filter_results": _PROMPT_JSON,
+            "prompt_filter_results": PROMPT_JSON,
             "choices": [],
         }
-        events.append(_event({**first, **empty_usage}))
+        events.append(data_event({**first, **empty_usage}))
     for index, choice in enumerate(choices):
         for delta in _deltas(choice):
             part: dict[str, Any] = {"index": index, "delta": delta, "finish_reason": None, "logprobs": None}
             if azure:
-                part["content_filter_results"] = _SAFE_JSON if delta.get("content") else {}
-            events.append(_event({**head, "choices": [part], **empty_usage}))
+                part["content_filter_results"] = SAFE_JSON if delta.get("content") else {}
+            events.append(data_event({**head, "choices": [part], **empty_usage}))
         last: dict[str, Any] = {"index": index, "delta": {}, "finish_reason": choice.finish_reason, "logprobs": None}
         if azure:
-            last["content_filter_results"] = _FILTERED_JSON if choice.finish_reason == "content_filter" else {}
-        events.append(_event({**head, "choices": [last], **empty_usage}))
+            last["content_filter_results"] = FILTERED_JSON if choice.finish_reason == "content_filter" else {}
+        events.append(data_event({**head, "choices": [last], **empty_usage}))
     if with_usage:
-        events.append(_event({**head, "choices": [], "usage": usage}))
+        events.append(data_event({**head, "choices": [], "usage": usage}))
     events.append(b"data: [DONE]\n\n")
     return events
+
+
+def _with_late_filter(
+    events: Sequence[bytes], head: Mapping[str, Any], asked: Asked, choices: Sequence[_Choice]
+) -> list[bytes]:
+    """Add what an asynchronous filter says: events without a delta, the last of them behind the stream's own end.
+
+    Its offsets count characters from the beginning of the prompt.
+    """
+    head = {**head, "object": "chat.completion.chunk"}
+    start = sum(map(len, asked.texts))
+    late = []
+    for index, choice in enumerate(choices):
+        offsets = {"check_offset": start, "start_offset": start, "end_offset": start + len(choice.text)}
+        part: dict[str, Any] = {
+            "index": index,
+            "finish_reason": None,
+            "content_filter_results": SAFE_JSON,
+            "content_filter_raw": [],
+            "content_filter_offsets": offsets,
+        }
+        late.append(data_event({**head, "choices": [part], "usage": None}))
+    return [*events[:1], *late, *events[1:-1], *late, *events[-1:]]
 
 
 def _deltas(choice: _Choice) -> list[dict[str, Any]]:
@@ -311,11 +313,5 @@ def _deltas(choice: _Choice) -> list[dict[str, Any]]:
                 for start in range(0, len(arguments), 16)
             ]
         return deltas
-    words = re.findall(r"\s*\S+\s*", choice.text) or ([choice.text] if choice.text else [])
-    return [{"role": "assistant", "content": "", "refusal": None}] + [
-        {"content": "".join(words[start : start + _WORDS_IN_EVENT])} for start in range(0, len(words), _WORDS_IN_EVENT)
-    ]
-
-
-def _event(values: Mapping[str, Any]) -> bytes:
-    return b"data: %b\n\n" % orjson.dumps(values)
+    opening = {"role": "assistant", "content": "", "refusal": None}
+    return [opening] + [{"content": piece} for piece in pieces(choice.text)]

@@ -9,7 +9,8 @@ from typing import Any, cast
 import orjson
 import pybase64
 
-from pipeline.simulator.base import Answer, Asked, Place, bad_request, estimated_tokens
+from pipeline.simulator.base import Answer, Asked, JsonOperation, Occasion, Place, bad_request, estimated_tokens
+from pipeline.simulator.config import Quirk, SimulatorConfig
 from pipeline.simulator.ledger import text_key
 from pipeline.simulator.models import EMBEDDING_CONTEXT_TOKENS
 from pipeline.simulator.vectors import Vectors
@@ -20,7 +21,7 @@ MAX_REQUEST_TOKENS = 300_000
 _FIELDS = frozenset({"input", "model", "dimensions", "encoding_format", "user", "input_type"})
 
 
-class Embeddings:
+class Embeddings(JsonOperation):
     """POST …/embeddings."""
 
     name = "embeddings"
@@ -28,8 +29,9 @@ class Embeddings:
     field = "input"
     azure_name = "Embeddings_Create"
 
-    def __init__(self, vectors: Vectors) -> None:
+    def __init__(self, vectors: Vectors, *, always_lists: bool = False) -> None:
         self._vectors = vectors
+        self._always_lists = always_lists
 
     def read(self, body: Mapping[str, Any], place: Place) -> Asked:
         """Check the texts and count a token for each four characters. Raises RefusedError."""
@@ -75,11 +77,11 @@ class Embeddings:
         """Say yes where the model has much to do."""
         return self._vectors.slow(asked.texts, _dimensions(asked, place))
 
-    def answer(self, asked: Asked, place: Place, *, created_s: int, filtered: bool) -> Answer:  # noqa: ARG002 - the protocol's
+    def answer(self, asked: Asked, place: Place, occasion: Occasion) -> Answer:  # noqa: ARG002 - the protocol's
         """Answer with a vector for each text, base64 or a list as asked."""
         vectors = self._vectors.of(asked.texts, _dimensions(asked, place))
         data = []
-        if asked.body.get("encoding_format") == "base64":
+        if asked.body.get("encoding_format") == "base64" and not self._always_lists:
             for index, vector in enumerate(vectors):
                 encoded = pybase64.b64encode(vector)
                 data.append(b'{"object":"embedding","index":%d,"embedding":"%b"}' % (index, encoded))
@@ -94,6 +96,11 @@ class Embeddings:
             asked.tokens,
         )
         return Answer(body=body)
+
+
+def make_operation(config: SimulatorConfig) -> Embeddings:
+    """Make the operation with the vectors that the configuration wants."""
+    return Embeddings(Vectors(config.vectors), always_lists=Quirk.IGNORE_BASE64 in config.quirks)
 
 
 def _dimensions(asked: Asked, place: Place) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.simulator.base import Place, bad_request
+from pipeline.simulator.base import Place, bad_request, missing
+from pipeline.simulator.operations._fields import Kinds, check_fields, check_stops
 
-_FIELDS: Mapping[str, type | tuple[type, ...]] = {
+_FIELDS: Kinds = {
     "audio": dict,
     "data_sources": list,
     "frequency_penalty": (int, float),
@@ -45,16 +46,8 @@ _FIELDS: Mapping[str, type | tuple[type, ...]] = {
     "verbosity": str,
     "web_search_options": dict,
 }
-_KINDS = {
-    bool: "a boolean",
-    int: "an integer",
-    float: "a decimal",
-    str: "a string",
-    list: "an array",
-    dict: "an object",
-}
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
-_RANGES = {
+_RANGES: Mapping[str, tuple[float | None, float | None]] = {
     "temperature": (0, 2),
     "top_p": (0, 1),
     "presence_penalty": (-2, 2),
@@ -66,7 +59,6 @@ _RANGES = {
 }
 _MOST_MESSAGES = 2_048
 _MOST_TOOLS = 128
-_MOST_STOPS = 4
 
 
 def message_text(message: Mapping[str, Any]) -> str:
@@ -79,8 +71,7 @@ def message_text(message: Mapping[str, Any]) -> str:
 
 def check_chat(body: Mapping[str, Any], place: Place) -> None:
     """Raise RefusedError for the first thing that is wrong."""
-    for name, value in body.items():
-        _check_field(name, value)
+    check_fields(body, _FIELDS, _RANGES)
     _check_messages(body.get("messages"))
     if place.facts.reasons:
         _check_reasoning(body)
@@ -88,51 +79,12 @@ def check_chat(body: Mapping[str, Any], place: Place) -> None:
         _check_tools(body.get("tools") or [], body.get("tool_choice"))
     if body.get("response_format"):
         _check_format(body["response_format"], body["messages"])
-    stops = body.get("stop")
-    if isinstance(stops, list) and not (len(stops) <= _MOST_STOPS and all(isinstance(stop, str) for stop in stops)):
-        raise bad_request(
-            f"Invalid 'stop': expected at most {_MOST_STOPS} strings.", param="stop", code="invalid_value"
-        )
-
-
-def _check_field(name: str, value: Any) -> None:
-    kinds = _FIELDS.get(name)
-    if kinds is None:
-        raise bad_request(f"Unrecognized request argument supplied: {name}")
-    if value is None:
-        return
-    if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
-        wanted = _KINDS[kinds] if isinstance(kinds, type) else " or ".join(_KINDS[kind] for kind in kinds)
-        given = _KINDS[type(value)]
-        raise bad_request(
-            f"Invalid type for '{name}': expected {wanted}, but got {given} instead.", param=name, code="invalid_type"
-        )
-    if name in _RANGES and isinstance(value, int | float):
-        _check_range(name, value)
-
-
-def _check_range(name: str, value: float) -> None:
-    low, high = _RANGES[name]
-    kind = "integer" if _FIELDS[name] is int else "decimal"
-    if low is not None and value < low:
-        raise bad_request(
-            f"Invalid '{name}': {kind} below minimum value. Expected a value >= {low}, but got {value} instead.",
-            param=name,
-            code=f"{kind}_below_min_value",
-        )
-    if high is not None and value > high:
-        raise bad_request(
-            f"Invalid '{name}': {kind} above maximum value. Expected a value <= {high}, but got {value} instead.",
-            param=name,
-            code=f"{kind}_above_max_value",
-        )
+    check_stops(body.get("stop"))
 
 
 def _check_messages(messages: Any) -> None:
     if messages is None:
-        raise bad_request(
-            "Missing required parameter: 'messages'.", param="messages", code="missing_required_parameter"
-        )
+        raise missing("messages")
     if not messages:
         raise bad_request(
             "Invalid 'messages': empty array. Expected an array with minimum length 1, but got an empty array instead.",
@@ -187,8 +139,7 @@ def _check_tools(tools: Sequence[Any], choice: Any) -> None:
     for index, tool in enumerate(tools):
         function = tool.get("function") if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            param = f"tools[{index}].function"
-            raise bad_request(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
+            raise missing(f"tools[{index}].function")
         names.append(function["name"])
     if len(tools) > _MOST_TOOLS:
         raise bad_request(
@@ -223,10 +174,7 @@ def _check_format(wanted: Mapping[str, Any], messages: Sequence[Mapping[str, Any
             schema = wanted.get("json_schema")
             for name, kind in (("name", str), ("schema", dict)):
                 if not isinstance(schema, dict) or not isinstance(schema.get(name), kind):
-                    param = f"response_format.json_schema.{name}"
-                    raise bad_request(
-                        f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
-                    )
+                    raise missing(f"response_format.json_schema.{name}")
         case other:
             raise bad_request(
                 f"Invalid value: '{other}'. Supported values are: 'json_object', 'json_schema', and 'text'.",
