@@ -84,6 +84,7 @@ def load_job(
         operations=operations.names(),
         formats=sources.names(),
         overrides=overrides,
+        first_url=sources.first_url,
     )
 
 

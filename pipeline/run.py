@@ -31,6 +31,7 @@ from pipeline.plan.ranges import PlanRules, carried_schema, check_input, columns
 from pipeline.service.fetch import Fetcher, open_fetcher
 from pipeline.service.pool import open_pool
 from pipeline.sources import open_source
+from pipeline.store.batch_lines import write_batch_lines
 from pipeline.store.earlier import Earlier, earlier, note_run
 from pipeline.store.folder import Layout, hold_folder, remove_strays
 from pipeline.store.ids import IdTable
@@ -200,7 +201,7 @@ class _Run:
                         clock=clock,
                     )
                     watching.cancel_scope.cancel()
-                await self._finish(sealing)
+                await self._finish(sealing, journal)
                 summary = tally.ending(self.stop.cause)
         return self._tell(summary)
 
@@ -232,12 +233,18 @@ class _Run:
             workers=self.job.run.workers,
         )
 
-    async def _finish(self, sealing: Sealing) -> None:
+    async def _finish(self, sealing: Sealing, journal: Journal) -> None:
         """Leave what is finished readable, unless the disk itself is what failed."""
         try:
             await sealing.finish(
                 self.source, values=columns_read(self.operation, self.rules), carried=self.rules.carried
             )
+            if self.job.output.format == "openai-batch":
+                with journal.reader() as reader:
+                    parts = [self.layout.part(part.name) for part in reader.parts()]
+                await anyio.to_thread.run_sync(
+                    lambda: write_batch_lines(self.layout.root, parts, id_column=self.job.input.id)
+                )
         except PipelineError as error:
             self.stop.request(error)
 

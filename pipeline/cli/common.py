@@ -65,6 +65,7 @@ def read_draft(path: Path, *, overrides: Mapping[str, str], simulate: bool) -> D
         formats=sources.names(),
         overrides=overrides,
         simulate=simulate,
+        first_url=sources.first_url,
     )
 
 

@@ -38,6 +38,11 @@ def command(*, operation: str, job_file: Path | None) -> None:
     path.write_text(starter, encoding="utf-8")
     wrote = f"wrote {path}" if rows.exists() else f"wrote {path} and {rows}"
     rows.write_text(entry.starter_rows, encoding="utf-8")
+    for name, content in entry.starter_files().items():
+        file = path.parent / name
+        if not file.exists():
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(content)
     said = shlex.quote(str(path))
     click.echo(wrote)
     click.echo(f"try it without an account:  pipeline run --simulate {said}")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import glob
 import json
+import math
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,13 +18,17 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from pipeline.errors import JobFileError, Problem, TemplateError
-from pipeline.job import document, template
+from pipeline.errors import JobFileError, PipelineError, Problem, TemplateError
+from pipeline.job import availability, document, identity, template
+from pipeline.job.batch import BATCH_FORMAT, OPERATION_OF, operation_of
 from pipeline.job.document import FieldPath, Report
+from pipeline.job.paths import MAGIC, exists, is_folder, static_folder
 from pipeline.job.spec import (
+    DEFAULT_TIMEOUT_S,
     LATER_KEYS,
     LATER_OPERATIONS,
     LATER_VALUES,
+    MEDIA_TIMEOUT_S,
     NOT_YET,
     DeploymentSpec,
     InputSpec,
@@ -35,10 +40,14 @@ from pipeline.job.spec import (
     Section,
     default_api,
     is_azure,
+    parse_duration,
     pasted_api_version,
 )
 
 COMMON_COLUMNS = ("ordinal", "status", "error", "usage", "request", "response")
+
+FirstUrl = Callable[[Sequence[str]], str | None]
+"""Gives the `url` of the first line of files made for the Batch API. Raises PipelineError where none can be read."""
 
 _SectionT = TypeVar("_SectionT", bound=Section)
 
@@ -52,9 +61,10 @@ _TOP = ("name", "operation", "input", "request", "deployments", "output", "run")
 _VARIABLE = re.compile(r"\$\$\{|\$\{([^{}]*)\}|\$\{")
 _NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(:-(.*))?", re.DOTALL)
 _SECRET = re.compile(r"((?:Bearer|Basic) )?\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_SECRET_OPTION = re.compile(r"secret|password|token|key", re.IGNORECASE)
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_MAGIC = re.compile(r"[*?\[]")
+_STREAMED = frozenset({"chat", "completions", "responses"})
+_CUT = frozenset({"transcription", "translation"})
+_OF_MEDIA = frozenset({"transcription", "translation", "speech", "image"})
 _KEY_VARIABLES = {"azure": "AZURE_OPENAI_API_KEY", "azure-v1": "AZURE_OPENAI_API_KEY", "openai": "OPENAI_API_KEY"}
 _TOKEN_VARIABLE = "AZURE_OPENAI_AD_TOKEN"  # noqa: S105 - a variable's name
 _SIMULATED_ENDPOINT = "https://simulated.openai.azure.com"
@@ -220,9 +230,18 @@ def load_job(
     formats: Collection[str] | None = None,
     overrides: Mapping[str, str] | None = None,
     simulate: bool = False,
+    first_url: FirstUrl | None = None,
 ) -> Job:
     """Read and check a job file. Raises JobFileError with every problem at once. See `read`."""
-    draft = read(path, environ=environ, operations=operations, formats=formats, overrides=overrides, simulate=simulate)
+    draft = read(
+        path,
+        environ=environ,
+        operations=operations,
+        formats=formats,
+        overrides=overrides,
+        simulate=simulate,
+        first_url=first_url,
+    )
     if draft.job is None:
         raise JobFileError(draft.problems)
     return draft.job
@@ -236,13 +255,15 @@ def read(
     formats: Collection[str] | None = None,
     overrides: Mapping[str, str] | None = None,
     simulate: bool = False,
+    first_url: FirstUrl | None = None,
 ) -> Draft:
     """Read a job file as far as it can be understood; nothing is raised, every problem is in the draft.
 
     `operations` and `formats` (of the input) are the names of those that exist; None: whatever opens the input judges
     its format. `overrides` are values by path, `deployments.sweden.priority` for
     instance, each read as YAML. With `simulate`, the variables of deployments are checked for their form and not
-    read, and every deployment has the key "simulated".
+    read, and every deployment has the key "simulated". `first_url` tells the operation of lines made for the Batch API
+    where the job does not name it; without it, the job must.
     """
     report = Report(file=str(path))
     document.read(path, report)
@@ -267,6 +288,7 @@ def read(
         operations=operations,
         formats=formats,
         simulate=simulate,
+        first_url=first_url,
     ).draft()
 
 
@@ -281,20 +303,22 @@ class _Reader:
     operations: Collection[str]
     formats: Collection[str] | None
     simulate: bool
+    first_url: FirstUrl | None
 
     def draft(self) -> Draft:
         """Check section by section, so that what is wrong in one hides nothing in another."""
         data, report = self.data, self.report
         _refuse_unknown(data, (), _TOP, (), report)
-        operation = self._operation(data.get("operation"))
         name = self._name(data.get("name"))
         written: dict[tuple[str, ...], Any] = {}
         inputs = self._input(data.get("input"), written)
-        request = self._request(data.get("request"), operation)
+        lines = inputs is not None and inputs.format == BATCH_FORMAT
+        operation = self._operation(data.get("operation"), inputs)
+        request = self._lines_request(data.get("request")) if lines else self._request(data.get("request"), operation)
         templates = () if request is None else _templates(request, report)
-        deployments = self._deployments(data.get("deployments"))
-        output = self._output(data.get("output"))
-        run = self._section(RunSpec, data.get("run") or {}, ("run",))
+        deployments = self._deployments(data.get("deployments"), operation, request or {})
+        output = self._output(data.get("output"), operation, inputs)
+        run = self._run(data.get("run") or {}, operation)
         origin = Origin(
             marks={path: mark for path, mark in report.tree.marks.items() if mark != (0, 0)}, written=written
         )
@@ -321,19 +345,38 @@ class _Reader:
             origin=origin,
         )
 
-    def _operation(self, value: Any) -> str | None:
+    def _operation(self, value: Any, inputs: InputSpec | None) -> str | None:
+        lines = inputs is not None and inputs.format == BATCH_FORMAT
+        if value is None and lines and self.first_url is not None:
+            return self._operation_of_lines(cast("InputSpec", inputs), self.first_url)
         if value is None:
             self.report.add(("operation",), f"is missing: name one of {', '.join(sorted(self.operations))}")
         elif not isinstance(value, str):
             self.report.add(("operation",), "must be text")
         elif value in self.operations:
-            return value
+            if not lines or value in OPERATION_OF.values():
+                return value
+            self.report.add(("operation",), f"has no lines of the Batch API: those are {_those(OPERATION_OF.values())}")
         elif value in LATER_OPERATIONS:
             self.report.add(("operation",), f"{value} is {NOT_YET}")
         else:
             known = ", ".join(sorted(self.operations))
             hint = _suggest(value, (*self.operations, *LATER_OPERATIONS)) or f": there are {known}"
             self.report.add(("operation",), f"there is no operation of this name{hint}")
+        return None
+
+    def _operation_of_lines(self, inputs: InputSpec, first_url: FirstUrl) -> str | None:
+        """What the url of the input's first line asks for."""
+        try:
+            url = first_url(inputs.path)
+        except PipelineError as error:
+            self.report.add(("operation",), f"is missing, and the input does not say it: {error}")
+            return None
+        operation = operation_of(url)
+        if operation in self.operations:
+            return operation
+        known = _those(url for url, name in OPERATION_OF.items() if name in self.operations)
+        self.report.add(("input", "path"), f"the first line's url asks for none of {known}: name the `operation`")
         return None
 
     def _name(self, value: Any) -> str | None:
@@ -358,8 +401,17 @@ class _Reader:
             if isinstance(data.get("media_root"), str):
                 written["input", "media_root"] = os.path.normpath(data["media_root"])
                 data["media_root"] = self._folder(data["media_root"], ("input", "media_root"))
+                if isinstance(data["media_root"], Path) and not is_folder(data["media_root"]):
+                    self.report.add(("input", "media_root"), "there is no such folder")
+                    data["media_root"] = _FAILED
+            if data.get("format") == BATCH_FORMAT:
+                data.setdefault("id", "custom_id")
 
         spec = self._section(InputSpec, value, ("input",), prepare)
+        if spec is not None and spec.format == "files" and spec.media_root is None:
+            # As written it is absent: the folder may move with its job.
+            written["input", "media_root"] = None
+            spec = spec.model_copy(update={"media_root": static_folder(spec.path)})
         if spec is not None and self.formats is not None and spec.format not in ("auto", *self.formats):
             known = ("auto", *sorted(self.formats))
             self.report.add(("input", "format"), f"must be one of {', '.join(known)}{_suggest(spec.format, known)}")
@@ -383,12 +435,37 @@ class _Reader:
         expanded = self._local(text, path)
         return _FAILED if expanded is None else Path(_resolve(expanded, self.file, self.variables.variables))
 
-    def _output(self, value: Any) -> OutputSpec | None:
+    def _output(self, value: Any, operation: str | None, inputs: InputSpec | None) -> OutputSpec | None:
         def prepare(data: dict[str, Any]) -> None:
             if isinstance(data.get("path"), str):
                 data["path"] = self._folder(data["path"], ("output", "path"))
 
-        return self._section(OutputSpec, value, ("output",), prepare)
+        spec = self._section(OutputSpec, value, ("output",), prepare)
+        return self._lines_output(spec, operation, inputs) if spec is not None and spec.format == BATCH_FORMAT else spec
+
+    def _lines_output(self, spec: OutputSpec, operation: str | None, inputs: InputSpec | None) -> OutputSpec:
+        """Result lines of the Batch API hold every reply whole, and each row's id."""
+        if operation is not None and operation not in OPERATION_OF.values():
+            self.report.add(("output", "format"), f"{BATCH_FORMAT} is for {_those(OPERATION_OF.values())}")
+        if spec.raw not in ("auto", "all"):
+            self.report.add(("output", "raw"), f"must be all: the lines of `format: {BATCH_FORMAT}` hold whole replies")
+        column = None if inputs is None else inputs.id
+        if column is not None and spec.columns != "all" and column not in spec.columns:
+            message = f"must hold `{column}`, input.id: it is the lines' custom_id"
+            self.report.add(("output", "columns"), message)
+        return spec.model_copy(update={"raw": "all"})
+
+    def _run(self, value: Any, operation: str | None) -> RunSpec | None:
+        spec = self._section(RunSpec, value, ("run",))
+        if spec is None or "timeout_s" in spec.model_fields_set:
+            return spec
+        timeout_s = MEDIA_TIMEOUT_S if operation in _OF_MEDIA else DEFAULT_TIMEOUT_S
+        return spec.model_copy(update={"timeout_s": timeout_s})
+
+    def _lines_request(self, value: Any) -> dict[str, Any]:
+        if value is not None:
+            self.report.add(("request",), f"is left out with `format: {BATCH_FORMAT}`: each line holds its own body")
+        return {}
 
     def _request(self, value: Any, operation: str | None) -> dict[str, Any] | None:
         report = self.report
@@ -399,19 +476,43 @@ class _Reader:
             report.add(
                 ("request", "model"), "is the deployment's business: say `deployments.0.deployment` and `.model`"
             )
-        if value.get("stream") not in (None, False):
-            report.add(("request", "stream"), f"stream: true is {NOT_YET}")
-        policy = value.get("on_too_long")
-        if policy is not None and operation not in (None, "embeddings"):
-            report.add(("request", "on_too_long"), f"is for embeddings, not for {operation}")
-        elif policy is not None and policy != "fail":
-            later = isinstance(policy, str) and policy in LATER_VALUES["request", "on_too_long"]
-            report.add(("request", "on_too_long"), f"{policy} is {NOT_YET}" if later else "must be fail")
-        for path in _pictures(value, ("request",)):
-            report.add(path, f"image_file is {NOT_YET}: give an image_url")
+        self._stream(value.get("stream"), operation)
+        self._policy(value.get("on_too_long"), operation)
+        if "cut_after" in value:
+            self._cut_after(value["cut_after"], operation)
         return value
 
-    def _deployments(self, value: Any) -> tuple[DeploymentSpec, ...]:
+    def _stream(self, value: Any, operation: str | None) -> None:
+        path = ("request", "stream")
+        if not isinstance(value, bool | None):
+            self.report.add(path, "must be true or false")
+        elif value and operation is not None and operation not in _STREAMED:
+            self.report.add(path, f"is for {_those(_STREAMED)}, not for {operation}")
+
+    def _policy(self, value: Any, operation: str | None) -> None:
+        path = ("request", "on_too_long")
+        if value is None:
+            return
+        if operation not in (None, "embeddings"):
+            self.report.add(path, f"is for embeddings, not for {operation}")
+        elif value not in ("fail", "truncate"):
+            later = isinstance(value, str) and value in LATER_VALUES[path]
+            self.report.add(path, f"{value} is {NOT_YET}" if later else "must be one of fail, truncate")
+
+    def _cut_after(self, value: Any, operation: str | None) -> None:
+        path = ("request", "cut_after")
+        if operation is not None and operation not in _CUT:
+            self.report.add(path, f"is for {_those(_CUT)}, not for {operation}")
+            return
+        try:
+            seconds = None if value is None else parse_duration(value)
+        except ValueError as error:
+            self.report.add(path, str(error))
+            return
+        if seconds is not None and not 0 < seconds < math.inf:
+            self.report.add(path, "must be a duration above zero, such as 10m")
+
+    def _deployments(self, value: Any, operation: str | None, request: Mapping[str, Any]) -> tuple[DeploymentSpec, ...]:
         if not isinstance(value, list) or not value:
             message = f"is missing: {_HINTS['deployments']}" if value in (None, []) else "must be a list"
             self.report.add(("deployments",), message)
@@ -420,7 +521,10 @@ class _Reader:
         seen: dict[str, int] = {}
         for index, item in enumerate(value):
             path = ("deployments", index)
-            spec = self._section(DeploymentSpec, item, path, partial(self._deployment, path))
+            spec = self._section(DeploymentSpec, item, path, partial(self._deployment, path, operation, request))
+            lack = None if spec is None else _lack(spec, operation, request)
+            if lack is not None:
+                self.report.add((*path, "api_version"), lack)
             if isinstance(item, dict) and isinstance(name := item.get("name", item.get("deployment")), str):
                 if name in seen:
                     place = (*path, "name") if "name" in item else path
@@ -432,7 +536,9 @@ class _Reader:
                 specs.append(_simulated(spec) if self.simulate else spec)
         return tuple(specs)
 
-    def _deployment(self, path: FieldPath, data: dict[str, Any]) -> None:
+    def _deployment(
+        self, path: FieldPath, operation: str | None, request: Mapping[str, Any], data: dict[str, Any]
+    ) -> None:
         """Read the variables of a deployment, and settle what depends on the environment."""
         for name, value in list(data.items()):
             where = (*path, name)
@@ -447,10 +553,13 @@ class _Reader:
                 data[name] = self._credential(value, where)
             elif isinstance(value, str):
                 data[name] = self._deployment_text(name, value, where)
-        if data.get("api_version") is None and not self.simulate and not pasted_api_version(data.get("endpoint")):
-            data["api_version"] = self.variables.variables.get("OPENAI_API_VERSION", "").strip() or None
         for name in [name for name, value in data.items() if value is None]:
             del data[name]
+        endpoint = data.get("endpoint")
+        if isinstance(endpoint, str) and data.get("api", default_api(endpoint)) == "azure":
+            named = "" if self.simulate else self.variables.variables.get("OPENAI_API_VERSION", "").strip()
+            default = named or availability.default_api_version(operation, request)
+            data.setdefault("api_version", pasted_api_version(endpoint) or default)
         self._auth(data, path)
 
     def _deployment_text(self, name: str, value: str, path: FieldPath) -> object:
@@ -470,12 +579,40 @@ class _Reader:
         return None if expanded == _SIMULATED and name in ("api", "auth", "lane") else expanded
 
     def _credential(self, value: dict[str, Any], path: FieldPath) -> object:
+        kind = self._credential_text(value.get("type") or "default", (*path, "type"))
+        if kind is None or kind == _SIMULATED:  # a rehearsal reads no variables, and uses no credential
+            return _FAILED if kind is None else {}
+        value = {**value, "type": kind}
+        wrong = list(identity.credential_problems(value))
+        for place, message in wrong:
+            self.report.add((*path, *place), message)
+        return _FAILED if wrong else self._credential_options(value, path)
+
+    def _credential_options(self, value: Mapping[str, Any], path: FieldPath) -> object:
         found: dict[str, Any] = {}
         for name, item in value.items():
-            secret = _SECRET_OPTION.search(name) is not None and isinstance(item, str)
-            read = self.variables.secret if secret else self._credential_text
-            found[name] = read(item, (*path, name))
-        return _FAILED if any(found[name] is None and value[name] is not None for name in value) else found
+            match identity.option_of(value, name):
+                case identity.Option.SECRET:
+                    found[name] = self.variables.secret(item, (*path, name))
+                case identity.Option.SOURCES:
+                    places = [(*path, name, index) for index in range(len(item))]
+                    found[name] = [self._credential_options(*pair) for pair in zip(item, places, strict=True)]
+                case identity.Option.FILE:
+                    found[name] = self._credential_file(item, (*path, name))
+                case _:
+                    found[name] = self._credential_text(item, (*path, name))
+        failed = [found[name] is None and value[name] is not None for name in value]
+        return (
+            _FAILED if any(failed) or any(_FAILED in item for item in found.values() if type(item) is list) else found
+        )
+
+    def _credential_file(self, value: str, path: FieldPath) -> str | None:
+        expanded = self._credential_text(value, path)
+        file = None if expanded is None else _resolve(expanded, self.file, self.variables.variables)
+        if file is not None and not Path(file).is_file() and not self.simulate:
+            self.report.add(path, "there is no such file")
+            return None
+        return file
 
     def _credential_text(self, value: Any, path: FieldPath) -> Any:
         return self.variables.expand(value, path, placeholder=_SIMULATED if self.simulate else None)
@@ -489,8 +626,12 @@ class _Reader:
         auth, variables = data.get("auth"), self.variables.variables
         variable = _KEY_VARIABLES.get(api, "AZURE_OPENAI_API_KEY") if isinstance(api, str) else "AZURE_OPENAI_API_KEY"
         if auth is None and "key" not in data and "token" not in data:
-            if variables.get(variable, "").strip():
+            if "credential" in data:
+                auth = "entra"
+            elif variables.get(variable, "").strip():
                 auth = "key"
+            elif api != "openai" and variables.get(_TOKEN_VARIABLE, "").strip():
+                auth = "token"
             elif api == "openai" and not is_azure(endpoint) and _REMOTE.match(endpoint):
                 self.report.add(
                     path, f"has no credential: set {variable}, or say `key: ${{NAME}}`, `auth: entra` or `auth: none`"
@@ -567,15 +708,16 @@ def _templates(request: Mapping[str, Any], report: Report) -> tuple[TemplateUse,
     return tuple(uses)
 
 
-def _pictures(node: Any, path: FieldPath) -> Iterator[FieldPath]:
-    if isinstance(node, dict):
-        if node.get("type") == "image_file":
-            yield (*path, "type")
-        for name, item in node.items():
-            yield from _pictures(item, (*path, name))
-    elif isinstance(node, list):
-        for index, item in enumerate(node):
-            yield from _pictures(item, (*path, index))
+def _lack(spec: DeploymentSpec, operation: str | None, request: Mapping[str, Any]) -> str | None:
+    """What the deployment's version of the classic API lacks."""
+    if spec.api != "azure" or spec.api_version is None:
+        return None
+    return availability.absence(operation, spec.api_version, request)
+
+
+def _those(names: Iterable[str]) -> str:
+    *most, last = sorted(set(names))
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _resolve(text: str, file: Path, variables: Mapping[str, str], *, pattern: bool = False) -> str:
@@ -584,9 +726,11 @@ def _resolve(text: str, file: Path, variables: Mapping[str, str], *, pattern: bo
         home = variables.get("HOME") or str(Path.home())
         text = home + text[1:]
     folder = str(file.absolute().parent)
-    if pattern and _MAGIC.search(text) and not Path(text).is_absolute():
-        folder = glob.escape(folder)
-    return os.path.normpath(Path(folder) / text)
+    plain = os.path.normpath(Path(folder) / text)
+    # A name that exists means itself, whatever characters it has.
+    if pattern and MAGIC.search(text) and not Path(text).is_absolute() and not exists(plain):
+        return os.path.normpath(Path(glob.escape(folder)) / text)
+    return plain
 
 
 def _refuse_unknown(

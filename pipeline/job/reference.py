@@ -62,6 +62,33 @@ Every string of `request` that holds `{{`, `{%` or `{#` is a Jinja template over
 - A value is never read as a template. Templates run in Jinja's sandbox and cannot include others; a row's text may have
   32 million characters and its loops a million turns.
 
+## What a request holds that is not sent
+
+- `request.on_too_long` (embeddings): what becomes of a text that is longer than the model takes: `fail` fails the row,
+  `truncate` sends its beginning.
+- `request.cut_after` (transcription, translation): a duration; longer recordings are cut into pieces at silences and
+  joined again. Left out, only what the service would refuse is cut.
+- `request.stream: true` (chat, completions, responses) has the answer sent as it is made. The run reads it to its end.
+
+## Files as rows
+
+`input.format: files` makes one row of each file of a folder, at any depth, or of a glob: `path` (below the folder of
+`input.path`, before any wildcard), `bytes` and `modified`. Rows are sorted by path. Names that begin with `_` or `.`
+are left out. Links, pipes and files whose names are not UTF-8 are failed rows. `input.media_root` is that folder unless
+it is given, so `file: "{{ path }}"` sends the file. The files are listed when a run begins. When it is continued, files
+that come last may be new; a changed, missing or new one among the others is a changed input.
+
+## Lines made for the Batch API
+
+`input.format: openai-batch` takes files whose lines are `{"custom_id": …, "method": "POST", "url": …, "body": {…}}`.
+`request` is left out: each line's `body` is sent, without `model`, `stream` and `stream_options`. `operation` may be
+left out: the first line's `url` says it. Every line must ask for the same one of `/chat/completions`, `/completions`,
+`/embeddings`, `/images/generations` and `/responses`, with or without `/v1` before it; another is a failed row, and so
+is an embeddings line whose `input` is a list. The columns are `custom_id`, `method`, `url` and `body`.
+
+`output.format: openai-batch` writes the Batch API's result lines beside the parts, for any input: `custom_id` is the
+value of `input.id`, or else the ordinal.
+
 ## Overrides
 
 `--set path=value` changes a key for one invocation: `--set run.workers=64`, `--set deployments.0.priority=1`, or by the
@@ -126,7 +153,7 @@ def _later() -> Iterator[str]:
         for name, info in RunSpec.model_fields.items()
         if isinstance(info.json_schema_extra, dict) and info.json_schema_extra["x-later"]
     ]
-    others = ("`request.stream: true`", "parts of type `image_file`", "remote paths")
+    others = ("remote paths",)
     yield "## Not available yet\n"
     yield "These are known, and refused with that word:\n"
     yield f"- operations {_listed(LATER_OPERATIONS)}"

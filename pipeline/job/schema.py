@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from pipeline.job.batch import BATCH_FORMAT
 from pipeline.job.spec import DeploymentSpec, InputSpec, Job, OutputSpec, Price, RunSpec
 
 _MODELS: tuple[type[BaseModel], ...] = (Job, InputSpec, DeploymentSpec, Price, OutputSpec, RunSpec)
@@ -24,6 +25,9 @@ def json_schema(*, operations: Collection[str], formats: Collection[str]) -> dic
     schema["$defs"]["InputSpec"]["properties"]["format"]["enum"] = ["auto", *sorted(formats)]
     deployment = schema["$defs"]["DeploymentSpec"]["properties"]
     deployment["headers"]["maxProperties"] = 4
+    # Lines made for the Batch API hold both.
+    lines = {"properties": {"input": {"properties": {"format": {"const": BATCH_FORMAT}}, "required": ["format"]}}}
+    schema["anyOf"] = [{"required": ["operation", "request"]}, lines]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **schema,

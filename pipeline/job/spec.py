@@ -27,24 +27,24 @@ from pydantic import (
 from pydantic.config import JsonDict
 from pydantic_core import CoreSchema, core_schema
 
+from pipeline.job.availability import DEFAULT_API_VERSION
+from pipeline.job.identity import KINDS
+
 Class = Literal["semantic", "operational"]
 
 NOT_YET = "not available yet"
-DEFAULT_API_VERSION = "2024-10-21"  # the latest generally available version of the classic API
+DEFAULT_TIMEOUT_S = 300.0
+MEDIA_TIMEOUT_S = 600.0  # sound and pictures take longer to make, and to carry
 
 # Keys and values of later work: known, so that they are refused with a better word than "unknown".
 LATER_KEYS = frozenset(
     {"canary", "dedupe", "incremental", "keep_files", "leave", "max_tokens_total", "processes", "right_size"}
 )
-LATER_OPERATIONS = frozenset(
-    {"responses", "completions", "transcription", "translation", "speech", "image", "fine-tuning"}
-)
+LATER_OPERATIONS = frozenset({"fine-tuning"})
 LATER_VALUES: Mapping[tuple[str, str], frozenset[str]] = {
-    ("request", "on_too_long"): frozenset({"truncate", "split"}),
+    ("request", "on_too_long"): frozenset({"split"}),
     ("deployments", "lane"): frozenset({"batch"}),
-    ("output", "format"): frozenset({"openai-batch"}),
     ("run", "lane"): frozenset({"batch", "auto"}),
-    ("run", "on_truncated"): frozenset({"retry"}),
 }
 
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
@@ -93,6 +93,15 @@ def parse_fail_on(value: object) -> object:
     fraction = float(match[1]) / 100 if match else value
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
         raise ValueError("must be any, never or a share of the rows such as 5%")
+    return float(fraction)
+
+
+def parse_share(value: object) -> float:
+    """A fraction in [0, 1) from "20%" or 0.2; ValueError otherwise."""
+    match = _PERCENT.fullmatch(value.strip()) if isinstance(value, str) else None
+    fraction = float(match[1]) / 100 if match else value
+    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 <= fraction < 1:
+        raise ValueError("must be a share below 100%, such as 20%")
     return float(fraction)
 
 
@@ -196,6 +205,12 @@ _FAIL_ON_SCHEMA = {
         {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
     ]
 }
+_SHARE_SCHEMA = {
+    "anyOf": [
+        {"type": "string", "pattern": r"^\d+(\.\d+)? ?%$", "examples": ["20%"]},
+        {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
+    ]
+}
 _PATHS_SCHEMA = {
     "anyOf": [
         {"type": "string", "minLength": 1},
@@ -254,13 +269,15 @@ class InputSpec(Section):
         "auto",
         kind="semantic",
         type_text="`auto` or a format",
-        doc="How the rows are written. `auto` goes by the file's ending and first bytes; `jsonl` may be .gz or .zst.",
+        doc="How the rows are written. `auto` goes by the file's ending and first bytes; `jsonl` may be .gz or .zst. "
+        "`files` makes one row of each file, with the columns `path`, `bytes` and `modified`. `openai-batch` takes "
+        "lines made for the Batch API (.gz and .zst too).",
     )
     id: Text | None = declare(
         None,
         kind="semantic",
         type_text="column",
-        default_text="none: the ordinal names a row",
+        default_text="`openai-batch`: `custom_id`; else none: the ordinal names a row",
         doc="The column that names a row. Its values are unique; the second holder of one is a failed row.",
     )
     columns: dict[str, ColumnType] = declare(
@@ -276,8 +293,8 @@ class InputSpec(Section):
         None,
         kind="semantic",
         type_text="folder",
-        default_text="none: rows name no files",
-        doc="The only folder from which a row may name a file, relative to the job file.",
+        default_text="`format: files`: the folder of `path`, before any wildcard; else none: rows name no files",
+        doc="The only folder from which a row may name a file, relative to the job file. It must exist.",
     )
 
 
@@ -375,12 +392,14 @@ class DeploymentSpec(Section):
         None,
         kind="operational",
         type_text="text",
-        default_text=f"`azure`: the endpoint's own, else `OPENAI_API_VERSION`, else {DEFAULT_API_VERSION}",
+        default_text=f"`azure`: the endpoint's own, else `OPENAI_API_VERSION`, else {DEFAULT_API_VERSION} or, for what "
+        "that lacks, the last preview; `azure-v1`: `preview` for sound and pictures, else none",
         doc="The `api-version` of the requests.",
     )
     auth: Literal["entra", "key", "token", "none"] = declare(
         kind="operational",
-        default_text="`key` where `AZURE_OPENAI_API_KEY` (`openai`: `OPENAI_API_KEY`) is set, else `entra`",
+        default_text="`entra` with a `credential`, else `key` where `AZURE_OPENAI_API_KEY` (`openai`: "
+        "`OPENAI_API_KEY`) is set, else `token` where `AZURE_OPENAI_AD_TOKEN` is (not `openai`), else `entra`",
         doc="How requests are signed: Microsoft Entra ID, an API key, a bearer token, or not at all.",
     )
     key: Secret | None = declare(
@@ -429,8 +448,10 @@ class DeploymentSpec(Section):
         kind="operational",
         type_text="mapping",
         default_text="the default credential chain",
-        doc="Which Entra credential to use: `type`, such as `managed-identity`, `workload-identity` or "
-        "`client-secret`, and its options. Those named as a secret, password, token or key are given as `${NAME}`.",
+        doc="Which Entra credential to use: `type`, one of "
+        + ", ".join(f"`{name}`" for name in KINDS)
+        + ", and its options (docs/identity.md). Secrets among them are given as `${NAME}`, files are relative to the "
+        "job file.",
     )
     lane: Literal["online"] = declare(
         "online", kind="operational", doc="What the deployment is for: one request at a time, at once."
@@ -584,12 +605,18 @@ class OutputSpec(Section):
     raw: Literal["auto", "none", "failed", "all"] = declare(
         "auto",
         kind="operational",
-        doc="Which rows keep the service's whole reply as JSON in `response`. `auto` is `all` for chat, else `failed`.",
+        doc="Which rows keep the service's whole reply as JSON in `response`. `auto` is `all` for chat, responses and "
+        "`format: openai-batch`, else `failed`.",
     )
     compression: Literal["zstd", "snappy", "gzip", "lz4", "none"] = declare(
         "zstd", kind="operational", doc="The parts' compression."
     )
-    format: Literal["parquet"] = declare("parquet", kind="operational", doc="The parts' format.")
+    format: Literal["parquet", "openai-batch"] = declare(
+        "parquet",
+        kind="operational",
+        doc="`openai-batch` writes the Batch API's result lines beside the Parquet parts when every row is finished: "
+        "`output.jsonl`, and `errors.jsonl` for failed rows.",
+    )
 
 
 class RunSpec(Section):
@@ -602,10 +629,10 @@ class RunSpec(Section):
         32, kind="operational", type_text="number", doc="The most requests in flight."
     )
     timeout_s: Duration = declare(
-        300.0,
+        DEFAULT_TIMEOUT_S,
         kind="operational",
         type_text="duration",
-        default_text="300s",
+        default_text="300s; sound and pictures: 600s",
         name="timeout",
         doc="How long one attempt may take, from connecting to the last byte.",
     )
@@ -653,8 +680,17 @@ class RunSpec(Section):
         type_text="`any`, `never` or a share such as `5%`",
         doc="When failed rows make the exit code 1: at the first, never, or from this share of the rows on.",
     )
-    on_truncated: Literal["keep", "fail"] = declare(
-        "keep", kind="operational", doc="What becomes of an answer that its length limit cut (`finish_reason: length`)."
+    on_truncated: Literal["keep", "fail", "retry"] = declare(
+        "keep",
+        kind="operational",
+        doc="What becomes of an answer that its length limit cut (`finish_reason: length`). `retry` asks once more, "
+        "with twice the request's bound on output tokens; whatever comes then is kept.",
+    )
+    on_invalid_json: Literal["keep", "fail"] = declare(
+        "keep",
+        kind="operational",
+        doc="What becomes of an answer that does not fit the JSON schema of the request's `response_format`. `fail` "
+        "makes it a failed row, ReplyError `invalid_json`; refusals, tool calls and cut answers stay as they are.",
     )
     window_bytes: Size = declare(
         8 * 2**30,
@@ -710,12 +746,16 @@ class Job(Section):
         kind="operational", type_text="text", default_text="the file's stem", doc="What the run is called."
     )
     operation: Text = declare(
-        kind="semantic", type_text="text", doc="What is asked of the service for every row: `embeddings`, `chat`."
+        kind="semantic",
+        type_text="an operation",
+        default_text="`input.format: openai-batch`: what the first line's `url` says; else required",
+        doc="What is asked of the service for every row: `pipeline init` lists the operations.",
     )
     input: InputSpec = declare(kind="semantic", doc="Where the rows come from.")
     request: dict[str, Any] = declare(
         kind="semantic",
         type_text="mapping",
+        default_text="`input.format: openai-batch`: each line's own `body`; else required",
         doc="The API's own body, field by field. Strings are templates over the row's columns.",
     )
     deployments: Annotated[tuple[DeploymentSpec, ...], Field(min_length=1)] = declare(

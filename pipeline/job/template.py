@@ -14,11 +14,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from typing import Any, cast, final
+from typing import TYPE_CHECKING, Any, cast, final
 from uuid import UUID
 
 from jinja2 import (
@@ -39,7 +39,11 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-from pipeline.errors import TemplateError
+from pipeline.errors import RowError, TemplateError
+from pipeline.job.batch import BATCH_FORMAT, URL_OF, operation_of
+
+if TYPE_CHECKING:
+    from pipeline.job.spec import Job
 
 MAX_TEXT = 32 * 2**20  # characters of one row's rendered text
 MAX_STEPS = 1_000_000  # turns of all loops of one row
@@ -589,3 +593,45 @@ def _compile_container(base: Any, items: Sequence[tuple[Any, Any]], path: tuple[
         return filled
 
     return _Part(getter=get, columns=columns)
+
+
+_NOT_OF_A_LINE = frozenset({"model", "stream", "stream_options"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineTemplate(RequestTemplate):
+    """The bodies of lines made for the Batch API, for one operation: no templates, they are sent as they are."""
+
+    operation: str
+    without: frozenset[str]
+
+    def render(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Give the row's own body without what the deployment and the run decide.
+
+        Raises RowError, code `url` for a line that asks for something else, `type` for one whose body is no object.
+        """
+        url = URL_OF[self.operation]
+        if operation_of(values.get("url")) != self.operation:
+            raise RowError(code="url", message=f"the line's url is not {url} or /v1{url}, which this run asks for")
+        if values.get("method") != "POST":
+            raise RowError(code="url", message=f"the line's method is not POST, as {url} needs")
+        body = values.get("body")
+        if not isinstance(body, Mapping):
+            raise RowError(code="type", message="the line's body is no object")
+        return {name: value for name, value in body.items() if name not in self.without}
+
+
+def request_template(job: Job, *, without: Collection[str] = ()) -> RequestTemplate:
+    """Compile a job's request without some fields; where the rows are lines for the Batch API, take their bodies.
+
+    Raises TemplateError, code `syntax`, naming the field.
+    """
+    if job.input.format != BATCH_FORMAT:
+        return compile_request({name: node for name, node in job.request.items() if name not in without})
+    return LineTemplate(
+        columns=frozenset({"method", "url", "body"}),
+        _constant={},
+        _fields=(),
+        operation=job.operation,
+        without=_NOT_OF_A_LINE.union(without),
+    )

@@ -60,6 +60,24 @@ def count(texts: Sequence[str], model: str) -> list[int]:
     return counter(texts, encoding_for(model))
 
 
+@cache
+def _cutter() -> Callable[[str, int, str], tuple[str, int]] | None:
+    try:
+        from toktok import truncate  # noqa: PLC0415 - a compiled package of 20 MB, not there on every platform
+    except ImportError:
+        return None
+    return cast("Callable[[str, int, str], tuple[str, int]]", truncate)
+
+
+def cut(text: str, most: int, model: str) -> str:
+    """The beginning of a text, up to `most` tokens: exact where the tokenizer is installed, else by `estimate`.
+
+    No character is cut in two. `most` is at least one.
+    """
+    cutter = _cutter()
+    return text[: most * CHARACTERS_A_TOKEN] if cutter is None else cutter(text, most, encoding_for(model))[0]
+
+
 def at_most(text: str) -> int:
     """A bound that needs no tokenizer: a token is at least one byte, so n bytes of UTF-8 have at most n tokens."""
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))

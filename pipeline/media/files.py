@@ -14,6 +14,7 @@ from typing import BinaryIO
 from pipeline.errors import MediaError
 
 _HEAD_BYTES = 64
+_MOST_SHOWN = 200  # characters of a name in a message
 _CLOEXEC = os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | _CLOEXEC
 # Opening a FIFO for reading would wait for its writer.
@@ -37,19 +38,23 @@ class MediaFile:
     def read(self) -> bytes:
         """Read it whole. Blocking. Raises MediaError, code `changed`, where it is no longer what it was."""
         with self.open() as file:
-            content = file.read(self.size + 1)
-        if len(content) != self.size:
-            raise _changed(self.name)
+            content = _read(file, self.size + 1, self.name)
+            if len(content) != self.size:
+                raise _changed(self.name)
+            self._check(file)
         return content
 
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
         """Open it for reading. Blocking. Raises MediaError as `read` does."""
         with _opened(self.root, self.name) as file:
-            found = os.fstat(file.fileno())
-            if (found.st_size, found.st_mtime_ns, found.st_ino) != (self.size, self.mtime_ns, self.inode):
-                raise _changed(self.name)
+            self._check(file)
             yield file
+
+    def _check(self, file: BinaryIO) -> None:
+        found = os.fstat(file.fileno())
+        if (found.st_size, found.st_mtime_ns, found.st_ino) != (self.size, self.mtime_ns, self.inode):
+            raise _changed(self.name)
 
 
 def find_media(root: Path | None, name: object, *, max_bytes: int) -> MediaFile:
@@ -65,16 +70,12 @@ def find_media(root: Path | None, name: object, *, max_bytes: int) -> MediaFile:
         raise MediaError(code="path", message="the file's name is no text")
     with _opened(root, name) as file:
         found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise MediaError(code="not_a_file", message=f"{name}: is no regular file")
         if found.st_size == 0:
-            raise MediaError(code="empty", message=f"{name}: is empty")
+            raise MediaError(code="empty", message=f"{_shown(name)}: is empty")
         if found.st_size > max_bytes:
-            raise MediaError(code="too_large", message=f"{name}: has {found.st_size} bytes, more than {max_bytes}")
-        try:
-            head = file.read(_HEAD_BYTES)
-        except OSError as error:
-            raise MediaError(code="unreadable", message=f"{name}: cannot be read: {error.strerror}") from None
+            message = f"{_shown(name)}: has {found.st_size} bytes, more than {max_bytes}"
+            raise MediaError(code="too_large", message=message)
+        head = _read(file, _HEAD_BYTES, name)
     return MediaFile(
         root=root, name=name, size=found.st_size, mtime_ns=found.st_mtime_ns, inode=found.st_ino, head=head
     )
@@ -82,10 +83,10 @@ def find_media(root: Path | None, name: object, *, max_bytes: int) -> MediaFile:
 
 @contextmanager
 def _opened(root: Path, name: str) -> Iterator[BinaryIO]:
-    """Open a file by walking down from the root, one name at a time, through no link."""
-    names = name.split("/")
-    if name.startswith("/") or any(part in {"", ".", ".."} for part in names):
-        raise MediaError(code="path", message=f"{name}: is no plain path below input.media_root")
+    """Open a regular file by walking down from the root, one name at a time, through no link."""
+    names = name.split("/")  # the first of an absolute path is empty
+    if any(part in {"", ".", ".."} for part in names):
+        raise MediaError(code="path", message=f"{_shown(name)}: is no plain path below input.media_root")
     folder = -1
     try:
         # The root is the user's own word: it may be a link.
@@ -96,15 +97,20 @@ def _opened(root: Path, name: str) -> Iterator[BinaryIO]:
             folder = below
         handle = os.open(names[-1], _FILE, dir_fd=folder)
     except FileNotFoundError:
-        raise MediaError(code="not_found", message=f"{name}: no such file below input.media_root") from None
+        raise MediaError(code="not_found", message=f"{_shown(name)}: no such file below input.media_root") from None
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and _is_link(folder, error):
-            raise MediaError(code="path", message=f"{name}: a link is not followed") from None
+            raise MediaError(code="path", message=f"{_shown(name)}: a link is not followed") from None
+        if isinstance(error, OSError) and error.errno == errno.ENXIO:
+            raise _not_a_file(name) from None
         reason = error.strerror if isinstance(error, OSError) else "no name of a file"
-        raise MediaError(code="unreadable", message=f"{name}: cannot be opened: {reason}") from None
+        raise MediaError(code="unreadable", message=f"{_shown(name)}: cannot be opened: {reason}") from None
     finally:
         if folder >= 0:
             os.close(folder)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise _not_a_file(name)
     with os.fdopen(handle, "rb") as file:
         yield file
 
@@ -121,5 +127,22 @@ def _is_link(folder: int, error: OSError) -> bool:
         return False
 
 
+def _read(file: BinaryIO, size: int, name: str) -> bytes:
+    try:
+        return file.read(size)
+    except OSError as error:
+        raise MediaError(code="unreadable", message=f"{_shown(name)}: cannot be read: {error.strerror}") from None
+
+
+def _not_a_file(name: str) -> MediaError:
+    return MediaError(code="not_a_file", message=f"{_shown(name)}: is no regular file")
+
+
 def _changed(name: str) -> MediaError:
-    return MediaError(code="changed", message=f"{name}: changed while the job ran")
+    return MediaError(code="changed", message=f"{_shown(name)}: changed while the job ran")
+
+
+def _shown(name: str) -> str:
+    """A row's name as a message may hold it: one short line that every encoding can write."""
+    shown = name if name.isprintable() else name.encode("unicode_escape").decode("ascii")
+    return shown if len(shown) <= _MOST_SHOWN else f"{shown[:_MOST_SHOWN]}…"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,8 @@ class OperationEntry:
 
     `name` is what a job file says under `operation`: the module's name with hyphens for underscores.
     `description` is one line. `starter` is the commented job file that `pipeline init` writes; it reads
-    `rows.jsonl` beside it, for which `starter_rows` are lines that fit.
+    `rows.jsonl` beside it, for which `starter_rows` are lines that fit, and `starter_files` the files that they name:
+    a path beside the job file and its content.
     """
 
     name: str
@@ -27,6 +29,7 @@ class OperationEntry:
     description: str
     starter: str
     starter_rows: str
+    starter_files: Callable[[], Mapping[str, bytes]] = dict
 
 
 def names(package: str = __name__) -> tuple[str, ...]:

@@ -57,19 +57,24 @@ def write_json(value: Any) -> str:
 
 
 def read_usage(value: Any) -> Usage | None:
-    """Read what the service counted, by the names of chat, completions and embeddings; None when it said nothing."""
+    """Read what the service counted, by the names of chat and by those of responses; None when it said nothing."""
     if type(value) is not dict:
         return None
     return Usage(
-        input_tokens=_count(value.get("prompt_tokens")),
-        output_tokens=_count(value.get("completion_tokens")),
+        input_tokens=_either(value, "prompt_tokens", "input_tokens"),
+        output_tokens=_either(value, "completion_tokens", "output_tokens"),
         total_tokens=_count(value.get("total_tokens")),
-        cached_tokens=_detail(value.get("prompt_tokens_details"), "cached_tokens"),
-        reasoning_tokens=_detail(value.get("completion_tokens_details"), "reasoning_tokens"),
+        cached_tokens=_detail(value, ("prompt_tokens_details", "input_tokens_details"), "cached_tokens"),
+        reasoning_tokens=_detail(value, ("completion_tokens_details", "output_tokens_details"), "reasoning_tokens"),
     )
 
 
-def _detail(details: Any, key: str) -> int | None:
+def _either(value: dict[str, Any], name: str, other: str) -> int | None:
+    return _count(value.get(name, value.get(other)))
+
+
+def _detail(value: dict[str, Any], names: tuple[str, str], key: str) -> int | None:
+    details = value.get(names[0], value.get(names[1]))
     return _count(details.get(key)) if type(details) is dict else None
 
 

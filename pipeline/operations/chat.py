@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 
 from pipeline.errors import RowError, RowProblem
-from pipeline.job.template import RequestTemplate, compile_request
+from pipeline.job.template import RequestTemplate, request_template
 from pipeline.job.tokens import estimate
-from pipeline.model import Call, ErrorInfo, ErrorType, Item, Reply, Row, RowResult, Target
+from pipeline.model import Call, ErrorInfo, Item, Reply, Row, RowResult, Target
 from pipeline.operations import OperationEntry
-from pipeline.operations._json import bad_reply, read_object, read_usage, too_deep, write_body, write_json
+from pipeline.operations._asked import Asked, ask, call, take_stream, takes_usage_option, truncated
+from pipeline.operations._chunks import read_choices, read_completion
+from pipeline.operations._filter import filter_column
+from pipeline.operations._json import bad_reply, read_usage, too_deep, write_body, write_json
+from pipeline.operations._pictures import (
+    LOW_DETAIL_PICTURE_TOKENS,
+    MARK,
+    PICTURE_TOKENS,
+    defer_columns,
+    take_pictures,
+)
+from pipeline.operations._schema import fitting
+from pipeline.operations._sse import StreamRefused
 from pipeline.operations.base import PackLimits
 
 if TYPE_CHECKING:
@@ -26,78 +39,92 @@ MAX_MESSAGES = 2048
 MAX_MESSAGE_CHARACTERS = 1_048_576
 MAX_TOOLS = 128
 
-# Azure's own admission estimate when a request names no bound on its answer (Microsoft's simulator of its quotas).
-DEFAULT_OUTPUT_TOKENS = 16
+# The deployment says which model.
+_NOT_SENT = frozenset({"model"})
 
-# A 2048 x 2048 picture in high detail by gpt-4o's tiles (85 + 8 x 170), and any picture in low detail.
-PICTURE_TOKENS = 1445
-LOW_DETAIL_PICTURE_TOKENS = 85
+# What bounds the answer; the first is that of the reasoning models, which refuse the other.
+_BOUNDS = ("max_completion_tokens", "max_tokens")
 
-# The deployment says which model; a batch run reads whole replies, never streams.
-_NOT_SENT = frozenset({"model", "stream", "stream_options"})
+# The classic Azure API takes stream_options from here on.
+_USAGE_OPTION_SINCE = "2024-09-01"
 
 # Who must say something: an assistant may have called a tool instead, and a tool may return nothing.
 _MUST_SPEAK = frozenset({"system", "developer", "user"})
 _INSTEAD_OF_CONTENT = ("tool_calls", "function_call", "refusal", "audio")
 
-_TRUNCATED = ErrorInfo(
-    type=ErrorType.REPLY,
-    code="truncated",
-    message="the answer ended at its token limit (finish_reason length); raise request.max_completion_tokens",
-    http_status=200,
-)
+_TEXTS = ("output_text", "refusal", "finish_reason", "tool_calls", "choices", "content_filter")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatOperation:
-    """One row, one request. `content` of an item is the encoded body without `model`."""
+    """One row, one request. An item's content is an `Asked`.
+
+    `media_root` is the folder of the rows' pictures, `data_columns` are the columns that hold pictures themselves.
+    `on_truncated` is what becomes of an answer that its token limit cut: keep, fail or retry. `fail_invalid_json`
+    fails answers that do not fit the schema that the request asks for.
+    """
 
     template: RequestTemplate
-    fail_truncated: bool = False
+    media_root: Path | None = None
+    data_columns: frozenset[str] = frozenset()
+    on_truncated: str = "keep"
+    fail_invalid_json: bool = False
     name: str = "chat"
-    reads_files: bool = False
     limits: PackLimits = field(default_factory=PackLimits)
 
     @property
     def columns(self) -> frozenset[str] | None:
         """The columns that the request's templates read."""
-        return self.template.columns
+        return None if self.template.columns is None else self.template.columns | self.data_columns
+
+    @property
+    def reads_files(self) -> bool:
+        """Whether rows may name pictures, or bring them along to be encoded: both take their time."""
+        return self.media_root is not None or bool(self.data_columns)
 
     def prepare(self, rows: Sequence[Row]) -> list[Item | ErrorInfo]:
-        """Render and check; row errors carry the codes `empty`, `type` and `too_long`."""
+        """Render and check; row errors carry the codes `empty`, `type`, `too_long`, media errors those of pictures."""
         return [self._prepare(row) for row in rows]
 
     def _prepare(self, row: Row) -> Item | ErrorInfo:
         try:
             body = self.template.render(row.values)
-            return Item(ordinal=row.ordinal, tokens=_check(body), content=write_body(body))
+            stream = take_stream(body)
+            body["messages"], pictures = take_pictures(
+                body.get("messages"), row.values, root=self.media_root, style="chat", place="request.messages"
+            )
+            tokens = _check(body)
+            asked = ask(body, bounds=_BOUNDS, copies=_copies(body), stream=stream, pictures=pictures)
         except RowProblem as problem:
             return problem.info
         except RecursionError:
             return too_deep().info
+        return Item(ordinal=row.ordinal, tokens=tokens + asked.output_tokens, content=asked)
 
     def build(self, items: Sequence[Item], target: Target) -> Call:
-        """Put the model's name in front of the body where the path does not say it."""
+        """Put the model's name in front of the body where the path does not say it, and read the pictures.
+
+        Raises MediaError where a picture can no longer be sent.
+        """
         (item,) = items
-        body: bytes = item.content
-        if target.body_model is not None:
-            body = b'{"model":' + orjson.dumps(target.body_model) + b"," + body[1:]
-        return Call(endpoint="chat/completions", body=body, tokens=item.tokens)
+        usage_option = takes_usage_option(target, since=_USAGE_OPTION_SINCE)
+        return call("chat/completions", item, model=target.body_model, usage_option=usage_option)
 
     def parse(self, items: Sequence[Item], reply: Reply) -> list[RowResult]:
-        """Read the answer.
+        """Read the answer; a streamed one is put together as it would have come in one piece.
 
         A completion cut by the content filter is an ok row with `finish_reason` content_filter and whatever
         text was let through: it was billed, and asking again bills it again.
         """
         (item,) = items
-        root = read_object(reply)
-        choices = _choices(root)
+        try:
+            answer = read_completion(reply, streamed=item.content.stream, kind="chat.completion")
+        except StreamRefused as refused:
+            return [RowResult(ordinal=item.ordinal, error=refused.info)]
+        root = answer.root
+        choices = read_choices(root)
         first = choices[0]
         finish_reason = first.get("finish_reason")
-        if finish_reason is not None and type(finish_reason) is not str:
-            raise bad_reply("finish_reason is no text")
-        usage = read_usage(root.get("usage"))
         message = first.get("message")
         if message is None and finish_reason == "content_filter":
             message = {}
@@ -109,11 +136,24 @@ class ChatOperation:
             "finish_reason": finish_reason,
             "tool_calls": _tool_calls(message),
             "choices": write_json(choices) if len(choices) > 1 else None,
-            "content_filter": _content_filter(root, first),
+            "content_filter": filter_column(root, first),
+            "time_to_first_token_ms": answer.first_token_ms,
         }
-        if finish_reason == "length" and self.fail_truncated:
-            return [RowResult(ordinal=item.ordinal, error=_TRUNCATED, usage=usage, response=reply.body)]
-        return [RowResult(ordinal=item.ordinal, values=values, usage=usage, response=reply.body)]
+        usage = read_usage(root.get("usage"))
+        result = RowResult(ordinal=item.ordinal, values=values, usage=usage, response=answer.response)
+        if finish_reason == "length":
+            return [truncated(item, result, policy=self.on_truncated, field="max_completion_tokens")]
+        return [self._checked(item.content, result)]
+
+    def _checked(self, asked: Asked, result: RowResult) -> RowResult:
+        """Fail an answer that does not fit its schema. Refusals, tool calls and filtered answers are none, and stay."""
+        values = result.values
+        if not self.fail_invalid_json or values is None or values["finish_reason"] not in (None, "stop"):
+            return result
+        schema = _schema(asked)
+        if schema is None or values["refusal"] or values["tool_calls"]:
+            return result
+        return fitting(result, schema)
 
     def blame(self, items: Sequence[Item], error: ErrorInfo) -> int | None:  # noqa: ARG002 - the protocol's
         """Name nobody: a request holds one row."""
@@ -128,15 +168,18 @@ class ChatOperation:
         return self
 
     def schema(self) -> pa.Schema:
-        """Six texts; `tool_calls`, `choices` and `content_filter` are JSON, null when the reply held none."""
+        """Six texts, of which `tool_calls`, `choices` and `content_filter` are JSON, null when the reply held none.
+
+        `time_to_first_token_ms` is null where nothing was streamed.
+        """
         import pyarrow as pa  # noqa: PLC0415 - `pipeline --help` does not pay for it
 
-        names = ("output_text", "refusal", "finish_reason", "tool_calls", "choices", "content_filter")
-        return pa.schema([pa.field(name, pa.string()) for name in names])
+        texts = [pa.field(name, pa.string()) for name in _TEXTS]
+        return pa.schema([*texts, pa.field("time_to_first_token_ms", pa.float64())])
 
 
 def _check(body: Mapping[str, Any]) -> int:
-    """Check what Azure would refuse and estimate the request's tokens: prompt, and the most it may answer."""
+    """Check what Azure would refuse, and estimate the prompt's tokens."""
     messages = body.get("messages")
     if not isinstance(messages, list):
         raise RowError(code="type", message="request.messages is not a list of messages")
@@ -157,16 +200,12 @@ def _check(body: Mapping[str, Any]) -> int:
     for key in ("tools", "functions", "response_format"):
         if body.get(key):
             characters += len(write_body(body[key]))
-    return estimate(characters) + picture_tokens + _most_output(body)
+    return estimate(characters) + picture_tokens
 
 
-def _most_output(body: Mapping[str, Any]) -> int:
-    bound = body.get("max_completion_tokens")
-    if bound is None:
-        bound = body.get("max_tokens")
-    output = bound if type(bound) is int and bound > 0 else DEFAULT_OUTPUT_TOKENS
+def _copies(body: Mapping[str, Any]) -> int:
     copies = body.get("n")
-    return output * (copies if type(copies) is int and copies > 1 else 1)
+    return copies if type(copies) is int and copies > 1 else 1
 
 
 def _measure(index: int, message: Any) -> tuple[int, int]:
@@ -220,19 +259,6 @@ def _measure_parts(place: str, parts: list[Any]) -> tuple[int, int]:
     return characters, pictures
 
 
-def _choices(root: Mapping[str, Any]) -> list[dict[str, Any]]:
-    choices = root.get("choices")
-    if type(choices) is not list or not choices:
-        raise bad_reply("the reply holds no choices")
-    if any(type(choice) is not dict for choice in choices):
-        raise bad_reply("a choice is no object")
-    if len(choices) > 1:
-        if any(type(choice.get("index")) is not int for choice in choices):
-            raise bad_reply("a choice has no index")
-        choices.sort(key=lambda choice: choice["index"])
-    return choices
-
-
 def _content(content: Any) -> str | None:
     if content is None or type(content) is str:
         return content
@@ -251,33 +277,23 @@ def _tool_calls(message: Mapping[str, Any]) -> str | None:
     return write_json(calls) if calls else None
 
 
-def _content_filter(root: Mapping[str, Any], choice: Mapping[str, Any]) -> str | None:
-    """Tell what Azure's filter said: `{"prompt": …, "completion": …}`, each absent when it said nothing.
-
-    `prompt` is a list when the service judged a prompt's texts and pictures one by one.
-    """
-    verdicts: dict[str, Any] = {}
-    prompts = root.get("prompt_filter_results") or root.get("prompt_annotations")
-    if type(prompts) is list:
-        judged = [verdict for prompt in prompts if type(prompt) is dict and (verdict := _verdict(prompt))]
-        if judged:
-            verdicts["prompt"] = judged[0] if len(judged) == 1 else judged
-    completion = _verdict(choice)
-    if completion:
-        verdicts["completion"] = completion
-    return write_json(verdicts) if verdicts else None
-
-
-def _verdict(holder: Mapping[str, Any]) -> Any:
-    """Find the filter's results under both names that the service has used."""
-    return holder.get("content_filter_results") or holder.get("content_filter_result")
+def _schema(asked: Asked) -> Any:
+    """The schema that the row's answer is to fit; None where it may be anything."""
+    # A mark is no UTF-8; what stands in its place is of no interest here.
+    wanted = orjson.loads(asked.body.replace(MARK, b"")).get("response_format")
+    named = wanted.get("json_schema") if type(wanted) is dict else None
+    return named.get("schema") if type(named) is dict else None
 
 
 def create(job: Job) -> ChatOperation:
     """Compile the job's request."""
+    request, data_columns = defer_columns(job.request)
     return ChatOperation(
-        template=compile_request({key: value for key, value in job.request.items() if key not in _NOT_SENT}),
-        fail_truncated=job.run.on_truncated == "fail",
+        template=request_template(job.model_copy(update={"request": request}), without=_NOT_SENT),
+        media_root=job.input.media_root,
+        data_columns=data_columns,
+        on_truncated=job.run.on_truncated,
+        fail_invalid_json=job.run.on_invalid_json == "fail",
     )
 
 

@@ -14,8 +14,8 @@ import pybase64
 
 from pipeline.errors import RowError, RowProblem
 from pipeline.job.prices import vector_size
-from pipeline.job.template import RequestTemplate, compile_request
-from pipeline.job.tokens import at_most, count, estimate, max_input_tokens
+from pipeline.job.template import RequestTemplate, compile_request, request_template
+from pipeline.job.tokens import at_most, count, cut, estimate, max_input_tokens
 from pipeline.model import Call, ErrorInfo, Item, Reply, Row, RowResult, Target, Usage
 from pipeline.operations import OperationEntry
 from pipeline.operations._json import bad_reply, read_object, read_usage, too_deep, write_body
@@ -38,6 +38,10 @@ PACK_REPLY_BYTES = 8 * 1024 * 1024
 LARGEST_VECTOR = 3072
 _ENTRY_BYTES = 64  # {"object":"embedding","index":2047,"embedding":"…"}, and some
 
+# What stands beside the other fields: the texts, and what is not the job's to say. What is no field of the API.
+_NOT_SENT = ("input", "model", "encoding_format")
+_OURS = ("on_too_long",)
+
 _FLOAT_BYTES = 4
 _VECTOR_SIZE = "vector_size"
 
@@ -57,7 +61,8 @@ class EmbeddingsOperation:
     """Rows are packed; equal texts of a pack are sent once.
 
     `constant` holds the fields beside `input`; None when they depend on the row, which then has a request to itself.
-    `vector_size` is None until it is known. `models` are those behind the deployments.
+    `vector_size` is None until it is known. `models` are those behind the deployments. `truncates` cuts a text that is
+    too long for them, which is a failed row otherwise.
     """
 
     template: RequestTemplate
@@ -66,6 +71,7 @@ class EmbeddingsOperation:
     models: tuple[str, ...]
     vector_size: int | None
     keep_response: bool = False
+    truncates: bool = False
     name: str = "embeddings"
     reads_files: bool = False
     _max_input_tokens: int | None = field(init=False)
@@ -83,7 +89,7 @@ class EmbeddingsOperation:
     def prepare(self, rows: Sequence[Row]) -> list[Item | ErrorInfo]:
         """Render and check; row errors carry the codes `empty`, `type` and `too_long`."""
         prepared = [self._prepare(row) for row in rows]
-        self._refuse_long(prepared)
+        self._fit_long(prepared)
         return prepared
 
     def _prepare(self, row: Row) -> Item | ErrorInfo:
@@ -105,25 +111,26 @@ class EmbeddingsOperation:
             reply_bytes=_reply_bytes(self.vector_size or LARGEST_VECTOR),
         )
 
-    def _refuse_long(self, prepared: list[Item | ErrorInfo]) -> None:
-        """Replace items whose text the model cannot take; only those that could be too long are counted."""
+    def _fit_long(self, prepared: list[Item | ErrorInfo]) -> None:
+        """Cut or refuse texts that the model cannot take; only those that could be too long are counted."""
         most = self._max_input_tokens
         if most is None:
             return
         suspects = [
-            (index, item.content.text)
+            (index, item)
             for index, item in enumerate(prepared)
             if isinstance(item, Item) and at_most(item.content.text) > most
         ]
         if not suspects:
             return
-        counts = count([text for _, text in suspects], self.models[0])
-        for (index, _), counted in zip(suspects, counts, strict=True):
+        counts = count([item.content.text for _, item in suspects], self.models[0])
+        for (index, item), counted in zip(suspects, counts, strict=True):
             if counted > most:
-                prepared[index] = RowError(
-                    code="too_long",
-                    message=f"the text has {counted} tokens; the model takes at most {most}: shorten it",
-                ).info
+                prepared[index] = self._shortened(item, most) if self.truncates else _too_long(counted, most)
+
+    def _shortened(self, item: Item, most: int) -> Item:
+        text = cut(item.content.text, most, self.models[0])
+        return replace(item, content=item.content._replace(text=text), tokens=estimate(len(text)))
 
     def build(self, items: Sequence[Item], target: Target) -> Call:
         """Send every text of the pack once, in order of first appearance, and ask for base64."""
@@ -229,9 +236,16 @@ def _text(value: Any) -> str:
     return value
 
 
+def _too_long(counted: int, most: int) -> ErrorInfo:
+    return RowError(
+        code="too_long",
+        message=f"the text has {counted} tokens; the model takes at most {most}: shorten it",
+    ).info
+
+
 def _sent_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Keep what goes out beside `input`; the wire's encoding and the model are not the job's to say."""
-    return {key: value for key, value in fields.items() if key not in {"input", "model", "encoding_format"}}
+    return {key: value for key, value in fields.items() if key not in _NOT_SENT}
 
 
 def _reply_bytes(size: int) -> int:
@@ -290,17 +304,20 @@ def _response(root: Mapping[str, Any], place: int, usage: Usage | None) -> bytes
 
 def create(job: Job) -> EmbeddingsOperation:
     """Compile the job's request and find what is known of its packs and vectors before the first call."""
-    request = {key: value for key, value in job.request.items() if key != "on_too_long"}
-    others = compile_request(_sent_fields(request))
+    request = job.request
+    others = request_template(job, without=(*_NOT_SENT, *_OURS))
     constant = others.render({}) if others.columns == frozenset() else None
     models = tuple(dict.fromkeys(deployment.model for deployment in job.deployments))
     return EmbeddingsOperation(
-        template=compile_request({"input": request.get("input")} if constant is not None else request),
+        template=compile_request({"input": request.get("input")})
+        if constant is not None
+        else request_template(job, without=_OURS),
         constant=constant,
         limits=_limits(job) if constant is not None else PackLimits(),
         models=models,
         vector_size=_known_size(request.get("dimensions"), models),
         keep_response=job.output.raw == "all",
+        truncates=request.get("on_too_long") == "truncate",
     )
 
 

@@ -101,7 +101,7 @@ class Fetcher:
             if left_s <= 0:
                 break
             address = addresses[number % len(addresses)]
-            reply = await self._wire.get(url.partition("#")[0], _HEADERS, address=address, timeout_s=left_s)
+            reply = await self._wire.get(url, _HEADERS, address=address, timeout_s=left_s)
             content, problem = _read(reply)
             if problem is None:
                 return content
@@ -183,7 +183,7 @@ def _place(url: str) -> _Place:
         parts = None
     if parts is None or parts.scheme not in _PORTS or not parts.hostname or "@" in parts.netloc:
         raise MediaError(code="address", message="the picture's URL is no plain https URL; it is not fetched")
-    host = parts.hostname.lower().removesuffix(".")
+    host = parts.hostname.lower()
     return _Place(scheme=parts.scheme, host=host, port=port if port is not None else _PORTS[parts.scheme])
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from pipeline.sources.base import Format, Source
 
-__all__ = ["SourceError", "names", "open_source"]
+__all__ = ["SourceError", "first_url", "names", "open_source"]
 
 _HELPERS = frozenset({"base", "digest", "discover", "errors", "types"})
 
@@ -47,7 +47,16 @@ def open_source(
     from pipeline.sources.discover import discover  # noqa: PLC0415 - likewise
 
     found = discover(paths, format=format, formats=[_format(name, package) for name in names(package)])
-    return found.format.open(Opening(files=found.files, declared=columns or {}, kept_schema=kept_schema))
+    return found.format.open(
+        Opening(files=found.files, declared=columns or {}, kept_schema=kept_schema, paths=tuple(paths))
+    )
+
+
+def first_url(paths: Sequence[str]) -> str | None:
+    """Give the `url` of the first line made for the Batch API; None where it has none. Raises SourceError."""
+    from pipeline.sources.openai_batch import first_url as first  # noqa: PLC0415 - pyarrow, likewise
+
+    return first(paths)
 
 
 def _format(name: str, package: str) -> Format:

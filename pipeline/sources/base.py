@@ -89,13 +89,15 @@ class Source(Protocol):
 class Opening:
     """What a format is opened with.
 
-    `files` are in their order. `declared` holds the types of columns that the job names, as it writes them.
-    `kept_schema` is the schema of an earlier invocation, from which the types are then taken; None: they are found.
+    `files` are in their order; none for a format that `lists` them itself, of `paths`: absolute files, folders and
+    globs. `declared` holds the types of columns that the job names, as it writes them. `kept_schema` is the schema of
+    an earlier invocation, from which the types are then taken; None: they are found.
     """
 
     files: tuple[InputFile, ...]
     declared: Mapping[str, str]
     kept_schema: pa.Schema | None
+    paths: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,13 +107,15 @@ class Format:
     `name` is what a job file says under `input.format`: the module's name with hyphens for underscores. `title` is how
     messages call one such file. `suffixes` end the names of its files, in lower case; `auto` and folders go by them.
     A format without any is never guessed, and takes all files of a folder. `magic` begins each of its files, where
-    something does. `open` raises SourceError for files that cannot be read as this.
+    something does. `lists` is for a format whose rows are the files themselves: `open` then finds them. `open` raises
+    SourceError for files that cannot be read as this.
     """
 
     name: str
     title: str
     suffixes: tuple[str, ...] = ()
     magic: bytes = b""
+    lists: bool = False
     open: Callable[[Opening], Source]
 
     def names(self, path: Path) -> bool:

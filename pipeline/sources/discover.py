@@ -18,7 +18,7 @@ _HEAD_BYTES = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """The files of an input, all of one format."""
+    """The files of an input, all of one format; none where the format lists them itself."""
 
     format: Format
     files: tuple[InputFile, ...]
@@ -35,6 +35,8 @@ def discover(paths: Sequence[str], *, format: str, formats: Sequence[Format]) ->
     Raises SourceError where nothing is found, a file is named twice, unreadable or of an unknown or other format.
     """
     wanted = _named(format, formats)
+    if wanted is not None and wanted.lists:
+        return Found(format=wanted, files=())
     found: list[InputFile] = []
     examples: dict[str, tuple[Format, Path]] = {}
     for path in _unique(_expand(paths, wanted)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 OUTPUT = "output.jsonl"
 ERRORS = "errors.jsonl"
 
-_ROWS_AT_ONCE = 64
+_ROWS_AT_ONCE = 16
+_OURS = frozenset({"status", "error", "usage", "request", "response", "embedding", "image", "image_path"})
 _OK = 200
 
 
@@ -54,7 +56,7 @@ def _write(temporaries: Sequence[Path], parts: Sequence[Path], id_column: str | 
         for part in parts:
             for row in _rows(part, id_column):
                 failed = row["status"] != "ok"
-                sinks[failed].write(orjson.dumps(_line(row, id_column), option=orjson.OPT_APPEND_NEWLINE))
+                sinks[failed].write(orjson.dumps(_line(row, id_column, part.parent), option=orjson.OPT_APPEND_NEWLINE))
                 counts[failed] += 1
     return counts[0], counts[1]
 
@@ -74,33 +76,31 @@ def _rows(part: Path, id_column: str | None) -> Iterator[dict[str, Any]]:
         with pq.ParquetFile(part, pre_buffer=False) as file:
             names = file.schema_arrow.names
             # What stands before the status is the input's own.
-            ours = {"status", "error", "request", "usage", "response", "embedding"}.intersection(
-                names[names.index("status") :]
-            )
+            ours = _OURS.intersection(names[names.index("status") :])
             columns = [name for name in names if name in ours or name in ("ordinal", id_column)]
             for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns):
-                yield from _plain(batch)
+                yield from _plain(batch, vectors="embedding" in ours)
     except (pa.ArrowInvalid, OSError) as error:
         raise DamageError(f"{part.name} cannot be read back ({type(error).__name__})") from error
 
 
-def _plain(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    """The rows of a batch; a vector is a NumPy array, which costs no list of floats."""
-    vectors = None
-    if "embedding" in batch.schema.names:
-        column = batch.column("embedding")
-        # Vectors of null rows take their place, too.
-        vectors = column.values.to_numpy().reshape(-1, column.type.list_size)[column.offset :]
-        batch = batch.drop_columns(["embedding"])
-    for place, row in enumerate(batch.to_pylist()):
-        yield row if vectors is None else {**row, "embedding": vectors[place]}
+def _plain(batch: pa.RecordBatch, *, vectors: bool) -> Iterator[dict[str, Any]]:
+    """The rows of a batch; a vector is a NumPy array under `vector`, which costs no list of floats."""
+    if not vectors:
+        yield from batch.to_pylist()
+        return
+    column = batch.column("embedding")
+    # Vectors of null rows take their place, too.
+    values = column.values.to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)[column.offset :]
+    for place, row in enumerate(batch.drop_columns(["embedding"]).to_pylist()):
+        yield {**row, "vector": values[place]}
 
 
-def _line(row: Mapping[str, Any], id_column: str | None) -> dict[str, Any]:
+def _line(row: Mapping[str, Any], id_column: str | None, folder: Path) -> dict[str, Any]:
     """One row as the Batch API would give it."""
     name = row.get(id_column) if id_column is not None else None
     request = row["request"] or {}
-    response, error = (_answer(row), None) if row["status"] == "ok" else _failure(row["error"], row["response"])
+    response, error = (_answer(row, folder), None) if row["status"] == "ok" else _failure(row["error"], row["response"])
     if response is not None:
         response["request_id"] = request.get("request_id")
     return {
@@ -111,17 +111,29 @@ def _line(row: Mapping[str, Any], id_column: str | None) -> dict[str, Any]:
     }
 
 
-def _answer(row: Mapping[str, Any]) -> dict[str, Any] | None:
+def _answer(row: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
     body = _json(row["response"])
-    if "embedding" in row:
+    if "vector" in row:
         usage = row["usage"] or {}
         body = {
             "object": "list",
-            "data": [{"object": "embedding", "index": 0, "embedding": row["embedding"].tolist()}],
+            "data": [{"object": "embedding", "index": 0, "embedding": row["vector"].tolist()}],
             "model": (row["request"] or {}).get("model"),
             "usage": {"prompt_tokens": usage.get("input_tokens"), "total_tokens": usage.get("total_tokens")},
         }
+    picture = row.get("image")
+    if picture is None and row.get("image_path") is not None:
+        picture = (folder / row["image_path"]).read_bytes()
+    if picture is not None and body is not None:
+        body = _with_picture(orjson.loads(row["response"]), picture)
     return {"status_code": _OK, "request_id": None, "body": body}
+
+
+def _with_picture(body: dict[str, Any], picture: bytes) -> dict[str, Any]:
+    """An answer that was kept without its picture, whole again; what was fetched needs its URL no more."""
+    first, *others = body.get("data") or [{}]
+    kept = {name: value for name, value in first.items() if name != "url"}
+    return {**body, "data": [{**kept, "b64_json": base64.b64encode(picture).decode()}, *others]}
 
 
 def _failure(error: Mapping[str, Any], kept: str | None) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:

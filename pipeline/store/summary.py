@@ -34,7 +34,10 @@ class TokenCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeploymentUse:
-    """What one deployment did in this invocation. `quota_used` is the share of the stated quota, None without one."""
+    """What one deployment did in this invocation. `quota_used` is the share of the quota in force, None without one.
+
+    `offered_…` is what the service says it allows, where that is more than the job file does.
+    """
 
     name: str
     requests: int = 0
@@ -42,6 +45,8 @@ class DeploymentUse:
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
     quota_used: float | None = None
+    offered_requests_per_minute: float | None = None
+    offered_tokens_per_minute: float | None = None
     set_aside: str | None = None
 
 

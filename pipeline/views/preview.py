@@ -69,7 +69,8 @@ def preview(job: Job, *, rows: int) -> Preview:
     return Preview(
         problems=problems,
         job=job,
-        files=len(source.files),
+        # Where each row is a file, one entry stands for all of them.
+        files=(source.row_count or 0) if job.input.format == "files" else len(source.files),
         bytes=sum(file.size for file in source.files),
         columns={field.name: str(field.type) for field in source.schema},
         rows=() if problems else tuple(_rendered(job, source, operation, rows)),

@@ -112,6 +112,33 @@ def test_every_question_is_its_own_and_names_a_passage_of_its_own(name: str, cou
         assert len({question[field] for question in questions}) == count
 
 
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [
+        ("sentences.jsonl", ["sentence_id", "voice", "place", "text"]),
+        ("picture_ideas.jsonl", ["picture_id", "subject", "style", "size"]),
+    ],
+)
+def test_what_is_spoken_and_drawn_is_whole_and_all_different(name: str, columns: list[str]) -> None:
+    rows = read_jsonl(name)
+    assert 8 <= len(rows) <= 12
+    for row in rows:
+        assert list(row) == columns
+        assert all(isinstance(value, str) and value == value.strip() and value for value in row.values())
+    for field in (columns[0], "text" if "text" in columns else "subject"):
+        assert len({row[field] for row in rows}) == len(rows)
+
+
+def test_every_picture_is_a_small_png_that_one_row_names() -> None:
+    rows = read_jsonl("pictures.jsonl")
+    assert sorted(row["file"] for row in rows) == sorted(file.name for file in (SAMPLE_DATA / "pictures").iterdir())
+    for row in rows:
+        assert list(row) == ["picture_id", "file", "question"]
+        content = (SAMPLE_DATA / "pictures" / row["file"]).read_bytes()
+        assert content.startswith(b"\x89PNG\r\n\x1a\n")
+        assert len(content) < 5_000
+
+
 def test_the_demo_questions_do_not_quote_their_passages() -> None:
     passages = {passage["passage_id"]: passage for passage in PASSAGES}
     for question in read_jsonl("demo_questions.jsonl"):
@@ -124,16 +151,17 @@ def test_a_job_reads_sample_data_and_asks_only_for_its_columns(path: Path) -> No
     job = yaml.safe_load(path.read_text(encoding="utf-8"))
     source = (path.parent / job["input"]["path"]).resolve()
     assert source.parent == SAMPLE_DATA
-    row = read_jsonl(source.name)[0]
+    files = job["input"].get("format") == "files"
+    row = {"path": "", "bytes": 0, "modified": None} if files else read_jsonl(source.name)[0]
     assert job["input"]["id"] in row
     assert set(re.findall(r"\{\{ (\w+) \}\}", str(job["request"]))) <= set(row)
 
 
 def test_the_jobs_write_to_folders_of_their_own() -> None:
     jobs = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in JOBS]
-    assert len(jobs) == 4
+    assert len(jobs) >= 6
     assert {job["output"]["path"] for job in jobs} == {f"../out/{job['name']}" for job in jobs}
-    assert len({job["name"] for job in jobs}) == 4
+    assert len({job["name"] for job in jobs}) == len(jobs)
 
 
 def test_passages_and_demo_questions_are_embedded_alike() -> None:

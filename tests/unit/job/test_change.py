@@ -41,7 +41,7 @@ OTHER: dict[str, str] = {
     "deployments.0.project": "project",
     "deployments.0.ca_bundle": "job.yaml",
     "deployments.0.scope": "https://x.test/.default",
-    "deployments.0.credential": "{client_id: x}",
+    "deployments.0.credential": "{type: managed-identity, client_id: x}",
     "deployments.0.lane": "online",
     "deployments.0.requests_per_minute": "60",
     "deployments.0.tokens_per_minute": "1000",
@@ -57,7 +57,7 @@ OTHER: dict[str, str] = {
     "output.media": "files",
     "output.raw": "all",
     "output.compression": "gzip",
-    "output.format": "parquet",
+    "output.format": "openai-batch",
     "run.lane": "online",
     "run.workers": "7",
     "run.timeout": "7s",
@@ -67,6 +67,7 @@ OTHER: dict[str, str] = {
     "run.deadline": "7s",
     "run.fail_on": "never",
     "run.on_truncated": "fail",
+    "run.on_invalid_json": "fail",
     "run.window": "1GiB",
     "run.grace": "7s",
 }
@@ -75,6 +76,7 @@ OTHER: dict[str, str] = {
 def load(tmp_path: Path, overrides: dict[str, str] | None = None, *, job: dict[str, Any] = JOB) -> Job:
     file = tmp_path / "job.yaml"
     file.write_text(yaml.safe_dump(job))
+    (tmp_path / "media").mkdir(exist_ok=True)
     return load_job(file, environ=ENVIRON, operations=("embeddings", "chat"), overrides=overrides)
 
 

@@ -1,4 +1,4 @@
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -6,8 +6,10 @@ import pytest
 import yaml
 
 from pipeline.errors import JobFileError
+from pipeline.job.change import fingerprint
 from pipeline.job.load import Draft, check_columns, load_job, read
 from pipeline.job.spec import LATER_KEYS, LATER_OPERATIONS, LATER_VALUES, Job
+from pipeline.sources.errors import SourceError
 
 GOOD: dict[str, Any] = {
     "operation": "embeddings",
@@ -172,14 +174,22 @@ def test_a_value_of_later_work_is_not_available_yet(tmp_path: Path, place: tuple
     ("sections", "path", "message"),
     [
         ({"run": {"max_cost": 5}}, "run.max_cost", "is not available yet"),
-        ({"request": {"input": "x", "stream": True}}, "request.stream", "not available yet"),
         (
-            {"request": {"messages": [{"content": [{"type": "image_file"}]}]}},
-            "request.messages.0.content.0.type",
-            "image_file",
+            {"request": {"input": "x", "stream": True}},
+            "request.stream",
+            "is for chat, completions and responses, not for embeddings",
         ),
+        ({"request": {"input": "x", "stream": 1}}, "request.stream", "must be true or false"),
+        ({"request": {"input": "x", "stream": "{{ s }}"}}, "request.stream", "must be true or false"),
+        (
+            {"request": {"input": "x", "cut_after": "10m"}},
+            "request.cut_after",
+            "is for transcription and translation, not for embeddings",
+        ),
+        ({"input": {"path": "x", "media_root": "gone"}}, "input.media_root", "there is no such folder"),
+        ({"input": {"path": "x", "media_root": "demo.yaml"}}, "input.media_root", "there is no such folder"),
         ({"request": {"input": "x", "model": "m"}}, "request.model", "the deployment's business"),
-        ({"request": {"input": "x", "on_too_long": "skip"}}, "request.on_too_long", "must be fail"),
+        ({"request": {"input": "x", "on_too_long": "skip"}}, "request.on_too_long", "must be one of fail, truncate"),
         ({"request": {"input": "{{ x"}}, "request.input", "the template cannot be read"),
         ({"request": {"input": "{% include 'x' %}"}}, "request.input", "cannot include"),
         ({"input": {"path": "s3://bucket/x"}}, "input.path", "remote paths are not available yet"),
@@ -255,7 +265,12 @@ def test_variables_are_read_in_paths_and_deployments(tmp_path: Path) -> None:
             endpoint=" https://${NAME}.openai.azure.com ",
             key="${KEY}",
             headers={"X-One": "${TOKEN}", "X-Two": "Bearer ${TOKEN}"},
-            credential={"kind": "${NAME}", "client_secret": "${TOKEN}"},
+            credential={
+                "type": "client_secret",
+                "tenant_id": "${NAME}",
+                "client_id": "c",
+                "client_secret": "${TOKEN}",
+            },
         ),
     )
     assert job.input.path == ("/data/*.jsonl", str(tmp_path / "jobs" / "${plain}"))
@@ -266,7 +281,7 @@ def test_variables_are_read_in_paths_and_deployments(tmp_path: Path) -> None:
     assert only.key.reveal() == "canary"
     assert {name: value.reveal() for name, value in only.headers.items()} == {"X-One": "t", "X-Two": "Bearer t"}
     assert only.credential is not None
-    assert only.credential["kind"] == "res"
+    assert only.credential["tenant_id"] == "res"
     assert only.credential["client_secret"].reveal() == "t"
 
 
@@ -457,3 +472,281 @@ def test_columns_can_be_checked_in_spite_of_other_problems(tmp_path: Path) -> No
         "request.input",
         "output.columns",
     }
+
+
+OF_ALL = ("chat", "completions", "embeddings", "image", "responses", "speech", "transcription", "translation")
+LINES = {name: value for name, value in GOOD.items() if name not in ("operation", "request")}
+
+
+def read_job(tmp_path: Path, job: Mapping[str, Any], *, url: str | None = None) -> Draft:
+    return read(
+        write(tmp_path, job),
+        environ=ENVIRON,
+        operations=OF_ALL,
+        formats=(*FORMATS, "files", "openai-batch"),
+        first_url=lambda _: url,
+    )
+
+
+@pytest.mark.parametrize("operation", ["chat", "completions", "responses"])
+@pytest.mark.parametrize("stream", [True, False])
+def test_answers_may_be_streamed(tmp_path: Path, operation: str, *, stream: bool) -> None:
+    found = read_job(tmp_path, GOOD | {"operation": operation, "request": {"input": "x", "stream": stream}})
+    assert not found.problems
+
+
+@pytest.mark.parametrize("operation", ["speech", "image", "transcription", "translation"])
+def test_sound_and_pictures_are_not_streamed(tmp_path: Path, operation: str) -> None:
+    found = read_job(tmp_path, GOOD | {"operation": operation, "request": {"input": "x", "stream": True}})
+    assert list(said(found)) == ["request.stream"]
+
+
+def test_a_picture_of_a_file_is_taken(tmp_path: Path) -> None:
+    parts = [{"type": "image_file", "image_file": {"path": "{{ p }}"}}]
+    found = read_job(tmp_path, GOOD | {"operation": "chat", "request": {"messages": [{"content": parts}]}})
+    assert not found.problems
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [("run", "on_truncated", "retry"), ("request", "on_too_long", "truncate"), ("output", "media", "files")],
+)
+def test_what_was_later_is_available(tmp_path: Path, section: str, key: str, value: str) -> None:
+    assert not read_job(tmp_path, GOOD | {section: {**GOOD.get(section, {}), key: value}}).problems
+
+
+@pytest.mark.parametrize("operation", ["transcription", "translation"])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("10m", None),
+        (600, None),
+        (None, None),
+        (0, "must be a duration above zero"),
+        ("{{ x }}", "must be a duration"),
+        (True, "must be a duration"),
+    ],
+)
+def test_recordings_are_cut_after_a_duration(
+    tmp_path: Path, operation: str, value: object, message: str | None
+) -> None:
+    request = {"file": "{{ path }}", "cut_after": value}
+    found = said(read_job(tmp_path, GOOD | {"operation": operation, "request": request}))
+    assert list(found) == (["request.cut_after"] if message else [])
+    assert message is None or message in found["request.cut_after"]
+
+
+@pytest.mark.parametrize("operation", OF_ALL)
+def test_sound_and_pictures_are_given_more_time_unless_the_job_says(tmp_path: Path, operation: str) -> None:
+    job = read_job(tmp_path, GOOD | {"operation": operation}).job
+    assert job is not None
+    assert job.run.timeout_s == (600 if operation in ("speech", "image", "transcription", "translation") else 300)
+    own = read_job(tmp_path, GOOD | {"operation": operation, "run": {"timeout": "5s"}}).job
+    assert own is not None
+    assert own.run.timeout_s == 5
+
+
+@pytest.mark.parametrize(
+    ("path", "folder"),
+    [
+        ("media", "media"),
+        ("media/", "media"),
+        ("media/a.wav", "media"),
+        ("media/*.wav", "media"),
+        ("media/**/*.wav", "media"),
+        ("media/[ab].wav", "media"),
+        ("media/one/*/x.wav", "media/one"),
+        (["media/one", "media/two/*.wav"], "media"),
+        (["media/one/a.wav", "media/one"], "media/one"),
+        ("media/odd[1]", "media/odd[1]"),
+    ],
+)
+def test_files_as_rows_may_be_read_from_their_own_folder(tmp_path: Path, path: str | list[str], folder: str) -> None:
+    jobs = tmp_path / "jobs [*]"
+    for name in ("media/one", "media/two", "media/odd[1]"):
+        (jobs / name).mkdir(parents=True)
+    (jobs / "media" / "a.wav").touch()
+    (jobs / "media" / "one" / "a.wav").touch()
+    file = jobs / "job.yaml"
+    file.write_text(yaml.safe_dump(GOOD | {"input": {"path": path, "format": "files"}}))
+    job = load_job(file, environ=ENVIRON, operations=OPERATIONS, formats=("files",))
+    assert job.input.media_root == (jobs / folder).resolve()
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "[" + "x" * 5000, "a\0b", "*" * 300])
+def test_a_name_that_no_file_can_have_is_no_folder(tmp_path: Path, path: str) -> None:
+    for source in ({"path": path, "format": "files"}, {"path": "x", "media_root": path}):
+        found = read_job(tmp_path, GOOD | {"input": source})
+        assert set(said(found)) <= {"input.path", "input.media_root", ""}
+
+
+def test_a_media_root_that_the_job_names_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "jobs" / "in" / "deep").mkdir(parents=True)
+    source = {"path": "in/deep", "format": "files", "media_root": "in"}
+    job = read_job(tmp_path, GOOD | {"input": source}).job
+    assert job is not None
+    assert job.input.media_root == tmp_path / "jobs" / "in"
+
+
+def test_the_folder_of_files_as_rows_may_move_with_its_job(tmp_path: Path) -> None:
+    prints = set()
+    for name in ("here", "there"):
+        (tmp_path / name / "jobs" / "in").mkdir(parents=True)
+        job = read_job(tmp_path / name, GOOD | {"input": {"path": "in", "format": "files"}}).job
+        assert job is not None
+        prints.add(fingerprint(job))
+    assert len(prints) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "operation"),
+    [
+        ("/v1/chat/completions", "chat"),
+        ("/chat/completions", "chat"),
+        ("/v1/embeddings", "embeddings"),
+        ("/v1/responses", "responses"),
+        ("/completions", "completions"),
+        ("/v1/images/generations", "image"),
+    ],
+)
+def test_lines_of_the_batch_api_say_their_operation_and_hold_their_requests(
+    tmp_path: Path, url: str, operation: str
+) -> None:
+    found = read_job(tmp_path, LINES | {"input": {"path": "x", "format": "openai-batch"}}, url=url)
+    assert found.job is not None, found.problems
+    assert (found.job.operation, found.job.request, found.job.input.id) == (operation, {}, "custom_id")
+
+
+@pytest.mark.parametrize("url", [None, "", "/v1/moderations", "/v1/v1/embeddings", "https://h/v1/embeddings"])
+def test_lines_that_ask_for_something_else_are_told(tmp_path: Path, url: str | None) -> None:
+    found = said(read_job(tmp_path, LINES | {"input": {"path": "x", "format": "openai-batch"}}, url=url))
+    assert list(found) == ["input.path"]
+    assert "asks for none of /chat/completions, " in found["input.path"]
+
+
+def test_lines_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    def first_url(_: Sequence[str]) -> str | None:
+        raise SourceError("x: no such file or folder")
+
+    file = write(tmp_path, LINES | {"input": {"path": "x", "format": "openai-batch"}})
+    found = read(file, environ=ENVIRON, operations=OF_ALL, formats=("openai-batch",), first_url=first_url)
+    assert said(found) == {"operation": "is missing, and the input does not say it: x: no such file or folder"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "path", "message"),
+    [
+        ({"request": {"input": "x"}}, "request", "each line holds its own body"),
+        ({"request": {}}, "request", "each line holds its own body"),
+        ({"operation": "speech"}, "operation", "has no lines of the Batch API"),
+        ({"operation": "chatt"}, "operation", "(did you mean `chat`?)"),
+    ],
+)
+def test_what_lines_of_the_batch_api_leave_no_room_for_is_told(
+    tmp_path: Path, changes: dict[str, Any], path: str, message: str
+) -> None:
+    job = LINES | {"input": {"path": "x", "format": "openai-batch"}} | changes
+    found = said(read_job(tmp_path, job, url="/v1/embeddings"))
+    assert list(found) == [path]
+    assert message in found[path]
+
+
+def test_without_a_reader_of_lines_the_operation_must_be_named(tmp_path: Path) -> None:
+    file = write(tmp_path, LINES | {"input": {"path": "x", "format": "openai-batch"}})
+    found = read(file, environ=ENVIRON, operations=OF_ALL, formats=("openai-batch",))
+    assert said(found)["operation"].startswith("is missing: name one of")
+
+
+def test_result_lines_of_the_batch_api_keep_every_reply(tmp_path: Path) -> None:
+    job = read_job(tmp_path, GOOD | {"output": {"path": "out", "format": "openai-batch"}}).job
+    assert job is not None
+    assert job.output.raw == "all"
+
+
+@pytest.mark.parametrize(
+    ("changes", "path", "message"),
+    [
+        ({"output": {"path": "o", "format": "openai-batch", "raw": "failed"}}, "output.raw", "must be all"),
+        ({"output": {"path": "o", "format": "openai-batch", "raw": "none"}}, "output.raw", "must be all"),
+        (
+            {
+                "input": {"path": "x", "id": "name"},
+                "output": {"path": "o", "format": "openai-batch", "columns": ["text"]},
+            },
+            "output.columns",
+            "must hold `name`, input.id",
+        ),
+        (
+            {
+                "input": {"path": "x", "id": "name"},
+                "output": {"path": "o", "format": "openai-batch", "columns": "none"},
+            },
+            "output.columns",
+            "must hold `name`, input.id",
+        ),
+        ({"operation": "speech", "output": {"path": "o", "format": "openai-batch"}}, "output.format", "is for chat, "),
+    ],
+)
+def test_what_result_lines_of_the_batch_api_need_is_told(
+    tmp_path: Path, changes: dict[str, Any], path: str, message: str
+) -> None:
+    found = said(read_job(tmp_path, GOOD | changes))
+    assert list(found) == [path]
+    assert message in found[path]
+
+
+def test_an_operation_that_a_version_lacks_is_told_at_that_version(tmp_path: Path) -> None:
+    file = write(
+        tmp_path,
+        """\
+operation: speech
+input: {path: rows.jsonl}
+request: {input: x, voice: alloy}
+deployments:
+  - endpoint: https://x.openai.azure.com
+    deployment: tts
+    api_version: "2024-10-21"
+output: {path: out}
+""",
+    )
+    (problem,) = read(file, environ=ENVIRON, operations=OF_ALL, formats=FORMATS).problems
+    assert (problem.line, problem.column, problem.path) == (7, 18, "deployments.0.api_version")
+    assert problem.message.startswith("has no speech: use one of 2024-02-15-preview and later previews")
+
+
+@pytest.mark.parametrize(
+    ("operation", "request_", "environ", "changes", "version"),
+    [
+        ("chat", {}, {}, {}, "2024-10-21"),
+        ("speech", {}, {}, {}, "2025-04-01-preview"),
+        ("responses", {}, {}, {}, "2025-04-01-preview"),
+        ("transcription", {"timestamp_granularities": ["word"]}, {}, {}, "2025-04-01-preview"),
+        ("transcription", {}, {}, {}, "2024-10-21"),
+        ("responses", {}, {"OPENAI_API_VERSION": "2025-03-01-preview"}, {}, "2025-03-01-preview"),
+        ("responses", {}, {}, {"api": "azure-v1"}, None),
+        ("speech", {}, {"OPENAI_API_VERSION": "2024-10-21"}, {"api": "azure-v1"}, None),
+        ("speech", {}, {}, {"endpoint": "https://x.openai.azure.com/openai/v1"}, None),
+        ("responses", {}, {}, {"api": "openai", "key": "${OUT}"}, None),
+        ("responses", {}, {}, {"endpoint": "https://x.openai.azure.com?api-version=2031-01-01"}, "2031-01-01"),
+    ],
+)
+def test_a_version_that_is_not_named_is_one_that_has_the_operation(
+    tmp_path: Path,
+    operation: str,
+    request_: dict[str, Any],
+    environ: dict[str, str],
+    changes: dict[str, Any],
+    version: str | None,
+) -> None:
+    file = write(tmp_path, GOOD | {"operation": operation, "request": request_, "deployments": deployment(**changes)})
+    job = load_job(file, environ=ENVIRON | environ, operations=OF_ALL, formats=FORMATS)
+    assert job.deployments[0].api_version == version
+
+
+@pytest.mark.parametrize("simulate", [True, False])
+def test_a_version_of_the_environment_that_lacks_the_operation_is_told(tmp_path: Path, *, simulate: bool) -> None:
+    file = write(tmp_path, GOOD | {"operation": "responses"})
+    environ = ENVIRON | {"OPENAI_API_VERSION": "2024-10-21"}
+    found = read(file, environ=environ, operations=OF_ALL, formats=FORMATS, simulate=simulate)
+    # A rehearsal reads no variable of a deployment.
+    assert list(said(found)) == ([] if simulate else ["deployments.0.api_version"])

@@ -33,13 +33,19 @@ def test_every_key_is_in_the_schema_with_a_description(model: type[Section]) -> 
 
 def test_only_what_has_no_default_is_required() -> None:
     assert {model.__name__: section(model).get("required") for model in SECTIONS} == {
-        "Job": ["operation", "input", "request", "deployments", "output"],
+        "Job": ["input", "deployments", "output"],
         "InputSpec": ["path"],
         "DeploymentSpec": ["endpoint", "deployment"],
         "Price": None,
         "OutputSpec": ["path"],
         "RunSpec": None,
     }
+
+
+def test_operation_and_request_are_required_but_for_lines_of_the_batch_api() -> None:
+    named, lines = SCHEMA["anyOf"]
+    assert named == {"required": ["operation", "request"]}
+    assert lines["properties"]["input"]["properties"]["format"] == {"const": "openai-batch"}
 
 
 def test_the_schema_is_json_and_says_its_draft() -> None:

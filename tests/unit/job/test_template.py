@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import TemplateError
-from pipeline.job.template import compile_request, compile_text, has_template, texts
+from pipeline.errors import RowError, TemplateError
+from pipeline.job.spec import Job
+from pipeline.job.template import compile_request, compile_text, has_template, request_template, texts
 
 ROW: dict[str, Any] = {
     "text": "hello",
@@ -229,3 +230,69 @@ def test_a_value_is_never_read_as_a_template(value: str) -> None:
 
 def render_text(value: str) -> Any:
     return compile_request({"x": "<{{ v }}>"}).render({"v": value})["x"]
+
+
+LINE = {"method": "POST", "url": "/v1/embeddings", "body": {"input": "{{ x }}", "model": "m", "stream": True}}
+
+
+def line_job(operation: str) -> Job:
+    deployment = {"endpoint": "https://x.openai.azure.com", "deployment": "d"}
+    return Job.model_validate(
+        {
+            "name": "lines",
+            "operation": operation,
+            "input": {"path": "x", "format": "openai-batch"},
+            "request": {},
+            "deployments": [deployment],
+            "output": {"path": "out"},
+        }
+    )
+
+
+def test_a_line_of_the_batch_api_is_its_own_request_and_no_template() -> None:
+    compiled = request_template(line_job("embeddings"))
+    assert compiled.columns == {"method", "url", "body"}
+    assert compiled.render(LINE) == {"input": "{{ x }}"}
+    assert compiled.render(LINE | {"url": "/embeddings", "x": 1}) == {"input": "{{ x }}"}
+
+
+def test_rendering_a_line_leaves_the_row_as_it_was() -> None:
+    row = LINE | {"body": {"input": "a", "model": "m"}}
+    request_template(line_job("embeddings"), without=["input"]).render(row)
+    assert row["body"] == {"input": "a", "model": "m"}
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"url": "/v1/chat/completions"}, "url"),
+        ({"url": "https://x/v1/embeddings"}, "url"),
+        ({"url": "/v1/embeddings?x=1"}, "url"),
+        ({"url": None}, "url"),
+        ({"url": ["/v1/embeddings"]}, "url"),
+        ({"method": "GET"}, "url"),
+        ({"method": "post"}, "url"),
+        ({"method": None}, "url"),
+        ({"body": None}, "type"),
+        ({"body": "{}"}, "type"),
+        ({"body": []}, "type"),
+    ],
+)
+def test_a_line_that_asks_for_something_else_is_a_row_error(change: dict[str, Any], code: str) -> None:
+    with pytest.raises(RowError) as caught:
+        request_template(line_job("embeddings")).render(LINE | change)
+    assert caught.value.info.code == code
+
+
+def test_a_line_without_anything_is_a_row_error() -> None:
+    with pytest.raises(RowError):
+        request_template(line_job("embeddings")).render({})
+
+
+def test_a_request_is_compiled_without_the_fields_that_are_not_sent() -> None:
+    job = line_job("embeddings")
+    job = job.model_copy(
+        update={"input": job.input.model_copy(update={"format": "auto"}), "request": {"a": "{{ x }}", "b": 1}}
+    )
+    assert request_template(job).render({"x": 2}) == {"a": 2, "b": 1}
+    assert request_template(job, without={"a"}).columns == frozenset()

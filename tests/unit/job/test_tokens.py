@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.job.tokens import at_most, count, encoding_for, estimate, max_input_tokens
+from pipeline.job.tokens import at_most, count, cut, encoding_for, estimate, max_input_tokens
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,13 @@ def test_a_text_has_at_most_as_many_tokens_as_bytes(text: str) -> None:
 def test_only_known_models_have_a_longest_input() -> None:
     assert max_input_tokens("text-embedding-3-small") == 8192
     assert max_input_tokens("my-model") is None
+
+
+@settings(deadline=None)
+@given(st.text(), st.integers(1, 20))
+def test_a_cut_text_is_a_beginning_of_at_most_so_many_tokens(text: str, most: int) -> None:
+    beginning = cut(text, most, "text-embedding-3-small")
+    assert text.startswith(beginning)
+    assert count([beginning], "text-embedding-3-small")[0] <= most
+    if count([text], "text-embedding-3-small")[0] <= most:
+        assert beginning == text

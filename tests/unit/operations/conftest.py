@@ -12,6 +12,7 @@ from pipeline.job.spec import Job
 from pipeline.operations.base import Operation
 
 Make = Callable[..., Operation]
+MODELS = {"embeddings": "text-embedding-3-small", "speech": "tts-1", "image": "gpt-image-1"}
 
 
 @pytest.fixture
@@ -25,20 +26,22 @@ def make() -> Make:
         deployments: tuple[Mapping[str, Any], ...] = ({},),
         run: Mapping[str, Any] | None = None,
         raw: str = "auto",
+        source: Mapping[str, Any] | None = None,
+        media: str = "auto",
     ) -> Operation:
-        model = "gpt-4o-mini" if name == "chat" else "text-embedding-3-small"
+        model = MODELS.get(name, "gpt-4o-mini")
         place = {"endpoint": "https://x.openai.azure.com", "api": "azure", "api_version": "2024-10-21", "auth": "entra"}
         job = Job.model_validate(
             {
                 "name": "job",
                 "operation": name,
-                "input": {"path": "rows.jsonl"},
+                "input": {"path": "rows.jsonl", **(source or {})},
                 "request": request,
                 "deployments": [
                     {"name": f"d{number}", "deployment": model, **place, **deployment}
                     for number, deployment in enumerate(deployments)
                 ],
-                "output": {"path": "out", "raw": raw},
+                "output": {"path": "out", "raw": raw, "media": media},
                 "run": run or {},
             },
         )

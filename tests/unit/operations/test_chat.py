@@ -11,7 +11,7 @@ import pytest
 from pipeline.errors import ReplyError
 from pipeline.job.tokens import estimate
 from pipeline.model import ErrorInfo, ErrorType, Item, Reply, Row, RowResult, Target
-from pipeline.operations import chat as module
+from pipeline.operations import _asked, _pictures
 from pipeline.operations.base import Operation
 
 AZURE = Target(deployment="d", model="gpt-4o-mini", body_model=None)
@@ -192,7 +192,7 @@ def test_tools_schemas_and_earlier_tool_calls_count_by_their_json(make: Any) -> 
     chat = make("chat", {**WHOLE, "tools": tools, "response_format": {"type": "json_object"}})
     messages = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": calls}]
     characters = 1 + sum(len(orjson.dumps(each)) for each in (tools, calls, {"type": "json_object"}))
-    assert item(chat, messages=messages).tokens == estimate(characters) + module.DEFAULT_OUTPUT_TOKENS
+    assert item(chat, messages=messages).tokens == estimate(characters) + _asked.DEFAULT_OUTPUT_TOKENS
 
 
 def test_pictures_count_by_their_detail_and_not_by_their_bytes(make: Any) -> None:
@@ -203,7 +203,9 @@ def test_pictures_count_by_their_detail_and_not_by_their_bytes(make: Any) -> Non
         {"type": "image_url", "image_url": {"url": url}},
         {"type": "image_url", "image_url": {"url": url, "detail": "low"}},
     ]
-    expected = estimate(40) + module.PICTURE_TOKENS + module.LOW_DETAIL_PICTURE_TOKENS + module.DEFAULT_OUTPUT_TOKENS
+    expected = (
+        estimate(40) + _pictures.PICTURE_TOKENS + _pictures.LOW_DETAIL_PICTURE_TOKENS + _asked.DEFAULT_OUTPUT_TOKENS
+    )
     assert item(chat, messages=[{"role": "user", "content": parts}]).tokens == expected
 
 
@@ -336,8 +338,10 @@ def test_the_whole_reply_is_handed_on(make: Any) -> None:
     assert answer(make("chat", SAY), body).response == body
 
 
-def test_all_columns_are_text(make: Any) -> None:
-    assert set(make("chat", SAY).schema().types) == {pa.string()}
+def test_all_columns_are_text_but_the_time(make: Any) -> None:
+    *texts, time = make("chat", SAY).schema()
+    assert {column.type for column in texts} == {pa.string()}
+    assert (time.name, time.type) == ("time_to_first_token_ms", pa.float64())
 
 
 def test_columns_are_those_of_the_templates(make: Any) -> None:

@@ -354,3 +354,38 @@ def test_failed_rows_settle_nothing(make: Any) -> None:
 def test_a_refused_packs_message_leads_to_the_row_that_sent_the_text(make: Any, message: str, row: int | None) -> None:
     embeddings = make("embeddings", TEXT)
     assert embeddings.blame(items(embeddings, "a", "b", "a", "c"), error(message)) == row
+
+
+@pytest.mark.parametrize("unit", [" a", "word ", "é", "日本語", "🤷🏽‍♀️", "<|endoftext|>"])
+def test_a_text_that_is_too_long_is_cut_where_the_job_says_so(make: Any, unit: str) -> None:
+    model = "text-embedding-3-small"
+    most = max_input_tokens(model)
+    assert most is not None
+    whole = unit * (most + 1)
+    short, cut = prepared(make("embeddings", {**TEXT, "on_too_long": "truncate"}), "short", whole)
+    assert isinstance(short, Item)
+    assert short.content.text == "short"
+    assert isinstance(cut, Item)
+    sent = cut.content.text
+    assert whole.startswith(sent)
+    assert len(sent) < len(whole)
+    assert most - 8 <= count([sent], model)[0] <= most
+    assert cut.tokens == estimate(len(sent))
+
+
+def test_how_long_texts_are_treated_is_no_field_of_the_request(make: Any) -> None:
+    for request in (TEXT, {**TEXT, "user": "{{ text }}"}):
+        embeddings = make("embeddings", {**request, "on_too_long": "truncate"})
+        assert "on_too_long" not in json.loads(embeddings.build(items(embeddings, "a"), AZURE).body)
+
+
+def test_lines_made_for_the_batch_api_are_asked_one_by_one(make: Any) -> None:
+    embeddings = make("embeddings", {}, source={"format": "openai-batch"})
+    assert embeddings.limits.items == 1
+    line = {"method": "POST", "url": "/v1/embeddings", "body": {"model": "m", "input": "hi", "dimensions": 2}}
+    (item,) = embeddings.prepare([Row(ordinal=0, values=line)])
+    assert json.loads(embeddings.build([item], AZURE).body) == {
+        "input": ["hi"],
+        "dimensions": 2,
+        "encoding_format": "base64",
+    }

@@ -28,7 +28,7 @@ def test_an_operation_is_found_under_its_own_name(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "base", "_json", "-json", "os", "../chat", "Chat", "chat.OPERATION"])
 def test_other_names_are_refused_with_those_that_exist(name: str) -> None:
-    with pytest.raises(LookupError, match="chat, embeddings"):
+    with pytest.raises(LookupError, match="chat, completions, embeddings"):
         operations.get(name)
 
 

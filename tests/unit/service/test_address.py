@@ -34,8 +34,16 @@ def test_each_family_has_its_path(endpoint: str) -> None:
         return address(endpoint=base, deployment="d", api=api, api_version=None).url(endpoint)
 
     assert url("azure", HOST) == f"{HOST}/openai/deployments/d/{endpoint}?api-version=2024-10-21"
-    assert url("azure-v1", HOST) == f"{HOST}/openai/v1/{endpoint}"
+    preview = "?api-version=preview" if endpoint.startswith(("audio/", "images/")) else ""
+    assert url("azure-v1", HOST) == f"{HOST}/openai/v1/{endpoint}{preview}"
     assert url("openai", "https://api.openai.com/v1") == f"https://api.openai.com/v1/{endpoint}"
+
+
+@pytest.mark.parametrize("version", ["v1", "preview", "2030-01-01"])
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_a_version_that_the_job_names_is_asked_for_everywhere(version: str, endpoint: str) -> None:
+    place = address(endpoint=HOST, deployment="d", api="azure-v1", api_version=version)
+    assert place.url(endpoint) == f"{HOST}/openai/v1/{endpoint}?api-version={version}"
 
 
 def test_responses_files_and_batches_are_not_scoped_to_a_deployment() -> None:
