@@ -36,14 +36,20 @@ def command(*, operation: str, job_file: Path | None) -> None:
     # A folder of its own for each job: two jobs in one folder would be one run.
     starter = entry.starter.replace(_ROWS, rows.name).replace(f"out/{operation}", f"out/{path.stem}")
     path.write_text(starter, encoding="utf-8")
-    wrote = f"wrote {path}" if rows.exists() else f"wrote {path} and {rows}"
+    wrote = [path] if rows.exists() else [path, rows]
     rows.write_text(entry.starter_rows, encoding="utf-8")
     for name, content in entry.starter_files().items():
         file = path.parent / name
         if not file.exists():
             file.parent.mkdir(exist_ok=True)
             file.write_bytes(content)
+            wrote.append(file)
     said = shlex.quote(str(path))
-    click.echo(wrote)
+    click.echo(f"wrote {_listed(wrote)}")
     click.echo(f"try it without an account:  pipeline run --simulate {said}")
     click.echo(f"check it for the real one:  pipeline validate {said}")
+
+
+def _listed(files: list[Path]) -> str:
+    *most, last = map(str, files)
+    return f"{', '.join(most)} and {last}" if most else last
