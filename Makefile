@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+AUDIO_READY := $(VENV)/.ready-audio
 UV := $(BIN)/uv --system-certs
 UV_VERSION := 0.13.9
 LOCK = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos bench check format lint types floors lock audit clean
+.PHONY: help demo demo-audio test chaos bench check format lint types floors lock audit clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -24,6 +25,15 @@ demo: $(READY) ## create the environment, embed the sample passages through the 
 	@$(BIN)/pipeline run jobs/embed_passages.yaml --simulate --fresh
 	@$(BIN)/pipeline run jobs/embed_questions.yaml --simulate --fresh
 	@$(BIN)/python sample_data/nearest.py out/embed-passages.simulated out/embed-questions.simulated
+
+$(AUDIO_READY): $(READY) requirements-audio.lock
+	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements-audio.lock
+	@touch $(AUDIO_READY)
+
+demo-audio: $(AUDIO_READY) ## speak texts, transcribe real recordings with Whisper in the simulator, print the word error rate
+	@$(BIN)/pipeline run jobs/speak_sentences.yaml --simulate --simulate-speed 60 --fresh
+	@$(BIN)/pipeline run jobs/transcribe_recordings.yaml --simulate --simulate-speed 60 --fresh
+	@$(BIN)/python sample_data/word_error_rate.py out/transcribe-recordings.simulated
 
 test: $(READY) ## run the tests: unit, contract, golden, integration, cli, security, chaos at its quick counts
 	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -rs
