@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+CHUNK = "chunk"
+"""The result column of operations whose rows may come as several pieces: the piece's number, from 0."""
+
 
 class ErrorType(StrEnum):
     """Who or what failed a row: the OpenAI SDKs' class names, then four of our own."""
@@ -64,13 +67,14 @@ class Item:
 
     `content` is the operation's own and opaque to everybody else. `tokens` is the admission
     estimate in tokens (prompt and the most it may answer). `reply_bytes` is the size expected
-    of its share of the reply.
+    of its share of the reply. `inputs` is how many of the inputs that a request may have it takes.
     """
 
     ordinal: int
     content: Any
     tokens: int
     reply_bytes: int = 0
+    inputs: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,9 +173,12 @@ class OutputFile:
 class RowResult:
     """One row's end: `values` of the operation's columns when ok, else `error`.
 
+    Where `CHUNK` is among the columns, each value is a list with an entry for every piece of the row.
+
     `response` is the reply's JSON, kept or dropped by `output.raw`. What is not yet an end asks for more: `files` to
     be written, `fetch`, a URL whose content completes the result (`Fetching.fetched`), or `again`, the item to be
-    sent once more in this one's place; of the two results that give usage, the row has the sum.
+    sent once more in this one's place: what came stands if that fails, unless `values` is None. The row has the usage
+    of both.
     """
 
     ordinal: int

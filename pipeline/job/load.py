@@ -318,6 +318,7 @@ class _Reader:
         templates = () if request is None else _templates(request, report)
         deployments = self._deployments(data.get("deployments"), operation, request or {})
         output = self._output(data.get("output"), operation, inputs)
+        self._pieces(request or {}, output)
         run = self._run(data.get("run") or {}, operation)
         origin = Origin(
             marks={path: mark for path, mark in report.tree.marks.items() if mark != (0, 0)}, written=written
@@ -495,9 +496,15 @@ class _Reader:
             return
         if operation not in (None, "embeddings"):
             self.report.add(path, f"is for embeddings, not for {operation}")
-        elif value not in ("fail", "truncate"):
-            later = isinstance(value, str) and value in LATER_VALUES[path]
-            self.report.add(path, f"{value} is {NOT_YET}" if later else "must be one of fail, truncate")
+        elif value not in ("fail", "truncate", "split"):
+            self.report.add(path, "must be one of fail, truncate, split")
+
+    def _pieces(self, request: Mapping[str, Any], output: OutputSpec | None) -> None:
+        """A result line of the Batch API answers a whole row."""
+        if request.get("on_too_long") == "split" and output is not None and output.format == BATCH_FORMAT:
+            self.report.add(
+                ("request", "on_too_long"), f"cannot be split with output.format {BATCH_FORMAT}: a row has one line"
+            )
 
     def _cut_after(self, value: Any, operation: str | None) -> None:
         path = ("request", "cut_after")

@@ -65,7 +65,7 @@ Every string of `request` that holds `{{`, `{%` or `{#` is a Jinja template over
 ## What a request holds that is not sent
 
 - `request.on_too_long` (embeddings): what becomes of a text that is longer than the model takes: `fail` fails the row,
-  `truncate` sends its beginning.
+  `truncate` sends its beginning, `split` embeds it in pieces: one row of the output a piece.
 - `request.cut_after` (transcription, translation): a duration; longer recordings are cut into pieces at silences and
   joined again. Left out, only what the service would refuse is cut.
 - `request.stream: true` (chat, completions, responses) has the answer sent as it is made. The run reads it to its end.

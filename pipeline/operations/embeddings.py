@@ -1,4 +1,4 @@
-"""Embeddings: many rows to a request, one vector a row."""
+"""Embeddings: many rows to a request, one vector a row, or one a piece of its text."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from pipeline.errors import RowError, RowProblem
 from pipeline.job.prices import vector_size
 from pipeline.job.template import RequestTemplate, compile_request, request_template
 from pipeline.job.tokens import at_most, count, cut, estimate, max_input_tokens
-from pipeline.model import Call, ErrorInfo, Item, Reply, Row, RowResult, Target, Usage
+from pipeline.model import CHUNK, Call, ErrorInfo, Item, Reply, Row, RowResult, Target, Usage
 from pipeline.operations import OperationEntry
 from pipeline.operations._json import bad_reply, read_object, read_usage, too_deep, write_body
+from pipeline.operations._text_pieces import split_text
 from pipeline.operations.base import PackLimits
 
 if TYPE_CHECKING:
@@ -44,15 +45,19 @@ _OURS = ("on_too_long",)
 
 _FLOAT_BYTES = 4
 _VECTOR_SIZE = "vector_size"
+_EMBEDDING = "embedding"
 
 # The service's ways to name one input: `'$.input[3]' is invalid`, `Invalid 'input[3]': …`, `… at index 3`.
 _NAMED_INPUT = re.compile(r"\binput\s?\[(\d{1,6})\]|\bindex:? (\d{1,6})\b", re.IGNORECASE)
 
 
 class Text(NamedTuple):
-    """What an item holds: its text, and the request's other fields, equal for all rows that share a pack."""
+    """What an item holds: its text, and the request's other fields, equal for all rows that share a pack.
 
-    text: str
+    `pieces` is the text, or what it was cut into: an input of the request each.
+    """
+
+    pieces: tuple[str, ...]
     fields: Mapping[str, Any]
 
 
@@ -61,8 +66,9 @@ class EmbeddingsOperation:
     """Rows are packed; equal texts of a pack are sent once.
 
     `constant` holds the fields beside `input`; None when they depend on the row, which then has a request to itself.
-    `vector_size` is None until it is known. `models` are those behind the deployments. `truncates` cuts a text that is
-    too long for them, which is a failed row otherwise.
+    `vector_size` is None until it is known. `models` are those behind the deployments. `on_too_long` says what becomes
+    of a text that is too long for them: `fail`, `truncate` or `split`, which cuts it into at most `most_pieces`. With
+    `split`, every value of a result is a list, one entry a piece.
     """
 
     template: RequestTemplate
@@ -71,7 +77,8 @@ class EmbeddingsOperation:
     models: tuple[str, ...]
     vector_size: int | None
     keep_response: bool = False
-    truncates: bool = False
+    on_too_long: str = "fail"
+    most_pieces: int = MAX_INPUTS
     name: str = "embeddings"
     reads_files: bool = False
     _max_input_tokens: int | None = field(init=False)
@@ -106,43 +113,67 @@ class EmbeddingsOperation:
             return too_deep().info
         return Item(
             ordinal=row.ordinal,
-            content=Text(text, constant),
-            tokens=estimate(len(text)),
+            content=Text((text,), constant),
+            tokens=_tokens(text),
             reply_bytes=_reply_bytes(self.vector_size or LARGEST_VECTOR),
         )
 
     def _fit_long(self, prepared: list[Item | ErrorInfo]) -> None:
-        """Cut or refuse texts that the model cannot take; only those that could be too long are counted."""
+        """Cut, split or refuse texts that the model cannot take; only those that could be too long are counted."""
         most = self._max_input_tokens
         if most is None:
             return
         suspects = [
             (index, item)
             for index, item in enumerate(prepared)
-            if isinstance(item, Item) and at_most(item.content.text) > most
+            if isinstance(item, Item) and at_most(item.content.pieces[0]) > most
         ]
         if not suspects:
             return
-        counts = count([item.content.text for _, item in suspects], self.models[0])
+        counts = count([item.content.pieces[0] for _, item in suspects], self.models[0])
         for (index, item), counted in zip(suspects, counts, strict=True):
             if counted > most:
-                prepared[index] = self._shortened(item, most) if self.truncates else _too_long(counted, most)
+                prepared[index] = self._fitted(item, counted, most)
 
-    def _shortened(self, item: Item, most: int) -> Item:
-        text = cut(item.content.text, most, self.models[0])
-        return replace(item, content=item.content._replace(text=text), tokens=estimate(len(text)))
+    def _fitted(self, item: Item, counted: int, most: int) -> Item | ErrorInfo:
+        """What becomes of a text of `counted` tokens, more than `most`."""
+        (text,) = item.content.pieces
+        match self.on_too_long:
+            case "truncate":
+                return _of_pieces(item, (cut(text, most, self.models[0]),))
+            case "split":
+                return self._split(item, counted, most)
+        return _too_long(f"has {counted} tokens; the model takes at most {most}: shorten it")
+
+    def _split(self, item: Item, counted: int, most: int) -> Item | ErrorInfo:
+        """Cut a text into pieces. It fails where one request cannot carry them all."""
+        pieces: list[str] = []
+        if counted <= MAX_REQUEST_TOKENS:
+            pieces = split_text(item.content.pieces[0], most, self.models[0])
+            counted = sum(count(pieces, self.models[0]))
+        if counted > MAX_REQUEST_TOKENS:
+            return _too_long(
+                f"has {counted} tokens; a request carries at most {MAX_REQUEST_TOKENS}, and all pieces of a text: "
+                "make several rows of it"
+            )
+        if len(pieces) > self.most_pieces:
+            return _too_long(
+                f"makes {len(pieces)} pieces; a request carries at most {self.most_pieces} inputs (the smallest "
+                "max_inputs of the deployments), and all pieces of a text: make several rows of it"
+            )
+        return _of_pieces(item, tuple(pieces))
 
     def build(self, items: Sequence[Item], target: Target) -> Call:
         """Send every text of the pack once, in order of first appearance, and ask for base64."""
-        unique = {item.content.text: item.tokens for item in items}
+        unique = list(_places(items))
         body: dict[str, Any] = {} if target.body_model is None else {"model": target.body_model}
-        body["input"] = list(unique)
+        body["input"] = unique
         body.update(items[0].content.fields)
         body["encoding_format"] = "base64"
-        return Call(endpoint="embeddings", body=orjson.dumps(body), tokens=sum(unique.values()))
+        return Call(endpoint="embeddings", body=orjson.dumps(body), tokens=sum(map(_tokens, unique)))
 
     def parse(self, items: Sequence[Item], reply: Reply) -> list[RowResult]:
-        """Give every row its vector as little-endian float32 bytes, and its share of the usage.
+        """Give every row its vector, or vectors, as little-endian float32 bytes, and its share of the usage.
 
         Shares follow the texts' estimated tokens and add up to the service's figures.
         """
@@ -152,11 +183,20 @@ class EmbeddingsOperation:
         usages = _share(read_usage(root.get("usage")), [item.tokens for item in items])
         results = []
         for item, usage in zip(items, usages, strict=True):
-            place = places[item.content.text]
-            response = _response(root, place, usage) if self.keep_response else None
-            values = {"embedding": vectors[place]}
+            own = [places[piece] for piece in item.content.pieces]
+            response = _response(root, own if self._splits else own[0], usage) if self.keep_response else None
+            values = self._values([vectors[place] for place in own])
             results.append(RowResult(ordinal=item.ordinal, values=values, usage=usage, response=response))
         return results
+
+    @property
+    def _splits(self) -> bool:
+        return self.on_too_long == "split"
+
+    def _values(self, vectors: list[bytes]) -> dict[str, Any]:
+        if self._splits:
+            return {CHUNK: list(range(len(vectors))), _EMBEDDING: vectors}
+        return {_EMBEDDING: vectors[0]}
 
     def _vectors(self, data: Any, expected: int) -> list[bytes]:
         if type(data) is not list:
@@ -191,14 +231,18 @@ class EmbeddingsOperation:
             return None
         (place,) = named
         places = _places(items)
-        return next((index for index, item in enumerate(items) if places[item.content.text] == place), None)
+        return next(
+            (index for index, item in enumerate(items) if place in [places[piece] for piece in item.content.pieces]),
+            None,
+        )
 
     def facts(self, results: Sequence[RowResult]) -> Mapping[str, int]:
         """`vector_size` in floats, while it is unknown and a row is ok."""
         if self.vector_size is None:
             for result in results:
                 if result.values is not None:
-                    return {_VECTOR_SIZE: len(result.values["embedding"]) // _FLOAT_BYTES}
+                    found = result.values[_EMBEDDING]
+                    return {_VECTOR_SIZE: len(found[0] if self._splits else found) // _FLOAT_BYTES}
         return {}
 
     def settled(self, facts: Mapping[str, int]) -> Self:
@@ -208,13 +252,17 @@ class EmbeddingsOperation:
         return replace(self, vector_size=facts[_VECTOR_SIZE])
 
     def schema(self) -> pa.Schema:
-        """One column of fixed-size lists. Raises LookupError until the size is known."""
+        """A column of fixed-size lists; before it the piece's number, where texts are split.
+
+        Raises LookupError until the size is known.
+        """
         import pyarrow as pa  # noqa: PLC0415 - `pipeline --help` does not pay for it
 
         if self.vector_size is None:
             raise LookupError("the vector size is not known before the first reply")
         floats = pa.field("item", pa.float32(), nullable=False)
-        return pa.schema([pa.field("embedding", pa.list_(floats, self.vector_size))])
+        vector = pa.field(_EMBEDDING, pa.list_(floats, self.vector_size))
+        return pa.schema([pa.field(CHUNK, pa.int32()), vector] if self._splits else [vector])
 
 
 def _text(value: Any) -> str:
@@ -236,11 +284,23 @@ def _text(value: Any) -> str:
     return value
 
 
-def _too_long(counted: int, most: int) -> ErrorInfo:
-    return RowError(
-        code="too_long",
-        message=f"the text has {counted} tokens; the model takes at most {most}: shorten it",
-    ).info
+def _too_long(why: str) -> ErrorInfo:
+    return RowError(code="too_long", message=f"the text {why}").info
+
+
+def _of_pieces(item: Item, pieces: tuple[str, ...]) -> Item:
+    """The item with these texts in place of its own."""
+    return replace(
+        item,
+        content=item.content._replace(pieces=pieces),
+        tokens=sum(map(_tokens, pieces)),
+        reply_bytes=len(pieces) * item.reply_bytes,
+        inputs=len(pieces),
+    )
+
+
+def _tokens(text: str) -> int:
+    return estimate(len(text))
 
 
 def _sent_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -255,7 +315,8 @@ def _reply_bytes(size: int) -> int:
 
 def _places(items: Sequence[Item]) -> dict[str, int]:
     """Every text of a pack and its place in the request."""
-    return {text: place for place, text in enumerate(dict.fromkeys(item.content.text for item in items))}
+    texts = dict.fromkeys(piece for item in items for piece in item.content.pieces)
+    return {text: place for place, text in enumerate(texts)}
 
 
 def _vector(embedding: Any) -> bytes:
@@ -296,8 +357,8 @@ def _split(amount: int | None, weights: Sequence[int]) -> Sequence[int | None]:
     return shares
 
 
-def _response(root: Mapping[str, Any], place: int, usage: Usage | None) -> bytes:
-    """One row's part of a pack's reply; the vector is a column already."""
+def _response(root: Mapping[str, Any], place: int | list[int], usage: Usage | None) -> bytes:
+    """One row's part of a pack's reply; the vector is a column already. With several pieces come several places."""
     counted = None if usage is None else {"prompt_tokens": usage.input_tokens, "total_tokens": usage.total_tokens}
     return orjson.dumps({"object": "embedding", "model": root.get("model"), "index": place, "usage": counted})
 
@@ -317,7 +378,8 @@ def create(job: Job) -> EmbeddingsOperation:
         models=models,
         vector_size=_known_size(request.get("dimensions"), models),
         keep_response=job.output.raw == "all",
-        truncates=request.get("on_too_long") == "truncate",
+        on_too_long=request.get("on_too_long") or "fail",
+        most_pieces=_most_inputs(job),
     )
 
 
@@ -328,11 +390,15 @@ def _known_size(dimensions: Any, models: Sequence[str]) -> int | None:
     return sizes.pop() if len(sizes) == 1 else None
 
 
+def _most_inputs(job: Job) -> int:
+    """How many texts every deployment takes in one request."""
+    return min([MAX_INPUTS, *(each.max_inputs for each in job.deployments if each.max_inputs is not None)])
+
+
 def _limits(job: Job) -> PackLimits:
     rates = [each.tokens_per_minute for each in job.deployments if each.tokens_per_minute is not None]
-    most = [each.max_inputs for each in job.deployments if each.max_inputs is not None]
     return PackLimits(
-        items=min([MAX_INPUTS, *most]),
+        items=_most_inputs(job),
         tokens=min([MAX_REQUEST_TOKENS, *(max(1, int(rate * PACK_QUOTA_S / 60)) for rate in rates)]),
         reply_bytes=PACK_REPLY_BYTES,
     )

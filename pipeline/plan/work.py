@@ -46,6 +46,7 @@ class Packer:
 
     limits: PackLimits
     _items: list[Item] = field(default_factory=list)
+    _inputs: int = 0
     _tokens: int = 0
     _reply_bytes: int = 0
 
@@ -54,12 +55,13 @@ class Packer:
         limits = self.limits
         full = None
         if self._items and (
-            len(self._items) >= limits.items
+            self._inputs + item.inputs > limits.items
             or (limits.tokens is not None and self._tokens + item.tokens > limits.tokens)
             or (limits.reply_bytes is not None and self._reply_bytes + item.reply_bytes > limits.reply_bytes)
         ):
             full = self.flush()
         self._items.append(item)
+        self._inputs += item.inputs
         self._tokens += item.tokens
         self._reply_bytes += item.reply_bytes
         return full
@@ -67,5 +69,5 @@ class Packer:
     def flush(self) -> tuple[Item, ...]:
         """Whatever is left, possibly nothing."""
         items = tuple(self._items)
-        self._items, self._tokens, self._reply_bytes = [], 0, 0
+        self._items, self._inputs, self._tokens, self._reply_bytes = [], 0, 0, 0
         return items

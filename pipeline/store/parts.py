@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import DamageError
-from pipeline.model import Attempt, RequestInfo, RowResult
+from pipeline.model import CHUNK, Attempt, RequestInfo, RowResult
 from pipeline.store.files import TEMPORARY_SUFFIX, publish, sha256_of, storage
 
 if TYPE_CHECKING:
@@ -103,6 +103,12 @@ def part_schema(carried: pa.Schema, results: pa.Schema) -> pa.Schema:
     )
 
 
+def has_pieces(schema: pa.Schema) -> bool:
+    """Whether a row of these parts may be several rows of the file; a column `chunk` that is carried says nothing."""
+    names = schema.names
+    return "status" in names and CHUNK in names[names.index("status") :]
+
+
 def write_part(
     path: Path,
     *,
@@ -114,6 +120,9 @@ def write_part(
     compression: str,
 ) -> PartFile:
     """Write, check and publish the part of a range. The same rows give the same bytes.
+
+    Where the schema has pieces, a row is written once for each of its own: everything is repeated but the values and
+    `usage`, which the first has alone.
 
     `carried` are batches whose first row is `first` (None: nothing is carried); rows after `last` are ignored.
     Raises StorageError when the disk refuses, DamageError when rows are missing or the file reads back wrong.
@@ -163,14 +172,14 @@ def _write_rows(
             while offset < count:
                 taken = _take(results, first=ordinal + offset, most=count - offset)
                 ok += sum(row.ok for row, _ in taken)
-                piece = None if cells is None else cells.slice(offset, len(taken))
-                batch = _batch(schema, ordinal + offset, piece, taken)
+                own = None if cells is None else cells.slice(offset, len(taken))
                 offset += len(taken)
-                group.append(batch)
-                group_bytes += batch.nbytes
-                if group_bytes >= ROW_GROUP_BYTES:
-                    _write_group(writer, schema, group)
-                    group, group_bytes = [], 0
+                for batch in _batches(schema, own, taken):
+                    group.append(batch)
+                    group_bytes += batch.nbytes
+                    if group_bytes >= ROW_GROUP_BYTES:
+                        _write_group(writer, schema, group)
+                        group, group_bytes = [], 0
         if group:
             _write_group(writer, schema, group)
     return ok
@@ -191,8 +200,17 @@ def _take(
         taken.append(found)
         row = found[0]
         size += len(row.response or b"")
-        size += sum(len(value) for value in (row.values or {}).values() if isinstance(value, str | bytes))
+        size += sum(map(_size, (row.values or {}).values()))
     return taken
+
+
+def _size(value: Any) -> int:
+    match value:
+        case str() | bytes():
+            return len(value)
+        case list():
+            return sum(map(_size, value))
+    return 0
 
 
 def _write_group(writer: pq.ParquetWriter, schema: pa.Schema, group: list[pa.RecordBatch]) -> None:
@@ -227,8 +245,50 @@ def _length(cells: pa.RecordBatch | None, ordinal: int, last: int) -> int:
     return min(CHUNK_ROWS, last - ordinal + 1) if cells is None else int(cells.num_rows)
 
 
+def _batches(
+    schema: pa.Schema, cells: pa.RecordBatch | None, taken: Sequence[tuple[RowResult, RequestInfo]]
+) -> Iterator[pa.RecordBatch]:
+    """Rows as they are, else all of their pieces: bounded, for a long text may be carried as often as it has pieces."""
+    if not has_pieces(schema):
+        yield _batch(schema, cells, taken)
+        return
+    pieces: list[tuple[RowResult, RequestInfo]] = []
+    rows: list[int] = []
+    size = 0
+    for index, (row, request) in enumerate(taken):
+        cell_bytes = 0 if cells is None else cells.slice(index, 1).nbytes
+        for piece in _pieces(row):
+            pieces.append((piece, request))
+            rows.append(index)
+            size += cell_bytes
+            if len(pieces) >= CHUNK_ROWS or size >= ROW_GROUP_BYTES:
+                yield _batch(schema, None if cells is None else cells.take(rows), pieces)
+                pieces, rows, size = [], [], 0
+    if pieces:
+        yield _batch(schema, None if cells is None else cells.take(rows), pieces)
+
+
+def _pieces(row: RowResult) -> Iterator[RowResult]:
+    """A row for each of its pieces; the row itself when it failed. Usage stays with the first, so that sums are right.
+
+    Raises DamageError where the columns do not have an entry for every piece.
+    """
+    if row.values is None:
+        yield row
+        return
+    try:
+        entries = list(zip(*row.values.values(), strict=True))
+    except (TypeError, ValueError):
+        entries = []
+    if not entries:
+        raise DamageError(f"row {row.ordinal} is not whole in the journal; run `pipeline verify` on the folder")
+    for index, entry in enumerate(entries):
+        values = dict(zip(row.values, entry, strict=True))
+        yield replace(row, values=values, usage=None if index else row.usage)
+
+
 def _batch(
-    schema: pa.Schema, first: int, cells: pa.RecordBatch | None, taken: Sequence[tuple[RowResult, RequestInfo]]
+    schema: pa.Schema, cells: pa.RecordBatch | None, taken: Sequence[tuple[RowResult, RequestInfo]]
 ) -> pa.RecordBatch:
     """Put carried cells and results side by side."""
     import pyarrow as pa  # noqa: PLC0415 - loaded when a run needs it
@@ -237,7 +297,7 @@ def _batch(
     common = common_fields()
     for item in schema:
         if item.name == "ordinal":
-            columns.append(pa.array(range(first, first + len(taken)), pa.int64()))
+            columns.append(pa.array([row.ordinal for row, _ in taken], pa.int64()))
         elif item.name in common:
             columns.append(_common_column(item, taken))
         elif cells is not None and item.name in cells.schema.names:
@@ -362,30 +422,65 @@ def _check(path: Path, *, first: int, last: int, schema: pa.Schema) -> None:
 
 
 def read_ordinals(path: Path, *, schema: pa.Schema | None = None) -> tuple[int, int]:
-    """The first and last ordinal of a part whose ordinals are contiguous; else DamageError."""
+    """The first and last ordinal of a part that holds every one between; else DamageError.
+
+    Each is there once, in order; where the part has pieces, once for each of them, which `chunk` counts from 0.
+    """
     import pyarrow as pa  # noqa: PLC0415 - loaded when a run needs it
-    import pyarrow.compute as pc  # noqa: PLC0415
     import pyarrow.parquet as pq  # noqa: PLC0415
 
+    bounds: tuple[int, int] | None = None
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file:
             if schema is not None and not file.schema_arrow.equals(schema):
                 raise DamageError(f"{path.name} reads back with other columns than were written")
-            first: int | None = None
-            expected = 0
-            for batch in file.iter_batches(65536, columns=["ordinal"]):
-                column = batch.column(0)
-                if first is None:
-                    first = expected = column[0].as_py()
-                wanted = pa.array(range(expected, expected + len(column)), pa.int64())
-                if not pc.all(pc.equal(column, wanted)).as_py():
+            pieces = has_pieces(file.schema_arrow)
+            check = _Counting() if pieces else None
+            for batch in file.iter_batches(65536, columns=["ordinal", CHUNK] if pieces else ["ordinal"]):
+                ordinals = batch.column("ordinal")
+                first, expected = (ordinals[0].as_py(),) * 2 if bounds is None else (bounds[0], bounds[1] + 1)
+                if check is None:
+                    last = _contiguous(ordinals, expected)
+                else:
+                    last = check.take(ordinals.to_pylist(), batch.column(CHUNK).to_pylist())
+                if last is None:
                     raise DamageError(f"{path.name} holds ordinals that are not contiguous from {first}")
-                expected += len(column)
+                bounds = first, last
     except (pa.ArrowInvalid, OSError) as error:
         raise DamageError(f"{path.name} cannot be read back ({type(error).__name__})") from error
-    if first is None:
+    if bounds is None:
         raise DamageError(f"{path.name} holds no rows")
-    return first, expected - 1
+    return bounds
+
+
+def _contiguous(ordinals: pa.Array, expected: int) -> int | None:
+    """The last of ordinals that count up from `expected`; None where they do not."""
+    import pyarrow as pa  # noqa: PLC0415 - loaded when a run needs it
+    import pyarrow.compute as pc  # noqa: PLC0415
+
+    wanted = pa.array(range(expected, expected + len(ordinals)), pa.int64())
+    return expected + len(ordinals) - 1 if pc.all(pc.equal(ordinals, wanted)).as_py() else None
+
+
+@dataclass(slots=True)
+class _Counting:
+    """Follows ordinals and their pieces from batch to batch."""
+
+    last: int | None = None
+    piece: int | None = None
+
+    def take(self, ordinals: Sequence[int | None], pieces: Sequence[int | None]) -> int | None:
+        """The last ordinal; None where a row or a piece is missing or comes twice. A failed row has no piece."""
+        last, at = self.last, self.piece
+        for ordinal, piece in zip(ordinals, pieces, strict=True):
+            if ordinal is None:
+                return None
+            begins = (last is None or ordinal == last + 1) and not piece
+            if not begins and (ordinal != last or at is None or piece != at + 1):
+                return None
+            last, at = ordinal, piece
+        self.last, self.piece = last, at
+        return last
 
 
 def write_attempts(path: Path, chunks: Iterable[Sequence[Attempt]]) -> None:

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import DamageError, FolderHeldError, StorageError
 from pipeline.job.change import canonical
+from pipeline.model import CHUNK
 from pipeline.store.checksums import changed_files
 from pipeline.store.database import integrity_problems, open_reader
 from pipeline.store.files import sha256_of
 from pipeline.store.folder import Layout
 from pipeline.store.journal import JournalReader, Part, Span, Totals
 from pipeline.store.manifest import MANIFEST_VERSION
-from pipeline.store.parts import part_name, read_ordinals
+from pipeline.store.parts import has_pieces, part_name, read_ordinals
 from pipeline.store.summary import read_summary
 
 if TYPE_CHECKING:
@@ -300,15 +301,19 @@ def _said(totals: Totals) -> str:
 
 
 def _statuses(path: Path) -> tuple[int, int, pa.Schema]:
-    """Rows ok, rows, and the columns of a part; every page of it is decoded."""
+    """Rows ok, rows, and the columns of a part; every page of it is decoded. The pieces of a row count once."""
     import pyarrow.compute as pc  # noqa: PLC0415 - loaded when a run is verified
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     ok = rows = 0
     with pq.ParquetFile(path, pre_buffer=False) as file:
+        pieces = has_pieces(file.schema_arrow)
         for batch in file.iter_batches(_BATCH_ROWS):
-            rows += batch.num_rows
-            ok += pc.sum(pc.equal(batch.column("status"), "ok")).as_py() or 0
+            statuses = batch.column("status")
+            if pieces:
+                statuses = statuses.filter(pc.equal(pc.fill_null(batch.column(CHUNK), 0), 0))
+            rows += len(statuses)
+            ok += pc.sum(pc.equal(statuses, "ok")).as_py() or 0
         return ok, rows, file.schema_arrow
 
 

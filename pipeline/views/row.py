@@ -63,6 +63,8 @@ def _cell(name: str, value: Any) -> list[str]:
 
 
 def _cut(value: Any) -> Any:
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        return [_cut(item) for item in value]
     if isinstance(value, list) and len(value) > _LIST_ITEMS and not isinstance(value[0], dict):
         return f"{json_text(value[:_LIST_ITEMS], indent=None)[:-1]}, …] ({len(value):,} values)"
     if isinstance(value, dict):

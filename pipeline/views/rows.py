@@ -15,6 +15,7 @@ from pipeline.errors import DamageError, StorageError
 from pipeline.store.folder import Layout
 from pipeline.store.ids import IdTable
 from pipeline.store.journal import JournalReader, Part, Span
+from pipeline.store.parts import has_pieces
 from pipeline.store.spool import read_spool, spool_path
 
 if TYPE_CHECKING:
@@ -198,18 +199,26 @@ def _of_part(path: Path, name: str | None) -> Iterator[Failure]:
 
 
 def _part_row(layout: Layout, part: Part, ordinal: int) -> dict[str, Any]:
-    import pyarrow.parquet as pq  # noqa: PLC0415 - for commands that read rows
+    """The columns of a row. Where it may have pieces, the operation's hold a list, as they do in the journal."""
+    import pyarrow.compute as pc  # noqa: PLC0415 - for commands that read rows
+    import pyarrow.parquet as pq  # noqa: PLC0415
 
     path = layout.part(part.name)
+    found: list[dict[str, Any]] = []
     with _reading(path), pq.ParquetFile(path) as file:
-        offset = ordinal - part.first
         for index in range(file.num_row_groups):
-            rows = file.metadata.row_group(index).num_rows
-            if offset < rows:
-                found: dict[str, Any] = file.read_row_group(index).slice(offset, 1).to_pylist()[0]
-                return found
-            offset -= rows
-    raise DamageError(f"{part.name} does not hold row {ordinal}; run `pipeline verify` on the folder")
+            ordinals = file.read_row_group(index, columns=["ordinal"]).column("ordinal")
+            place = pc.index(ordinals, ordinal).as_py()
+            if place >= 0:
+                pieces = pc.sum(pc.equal(ordinals, ordinal)).as_py()
+                found += file.read_row_group(index).slice(place, pieces).to_pylist()
+        schema = file.schema_arrow
+    if not found:
+        raise DamageError(f"{part.name} does not hold row {ordinal}; run `pipeline verify` on the folder")
+    if not has_pieces(schema) or found[0]["status"] == "failed":
+        return found[0]
+    results = schema.names[schema.names.index("status") + 1 : schema.names.index("error")]
+    return found[0] | {name: [piece[name] for piece in found] for name in results}
 
 
 def _journal_row(carried: Mapping[str, Any], row: RowResult, request: RequestInfo) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from pipeline.operations.embeddings import EmbeddingsOperation, Text
     ],
 )
 def test_the_param_names_the_row_before_the_message_does(param: str | None, message: str, index: int | None) -> None:
-    items = [Item(ordinal=n, content=Text(text=f"text {n}", fields={}), tokens=2) for n in range(3)]
+    items = [Item(ordinal=n, content=Text(pieces=(f"text {n}",), fields={}), tokens=2) for n in range(3)]
     error = ErrorInfo(type=ErrorType.BAD_REQUEST, code="c", message=message, http_status=400, param=param)
     operation = EmbeddingsOperation(
         template=compile_request({"input": "{{ text }}"}),

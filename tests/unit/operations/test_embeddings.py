@@ -364,9 +364,9 @@ def test_a_text_that_is_too_long_is_cut_where_the_job_says_so(make: Any, unit: s
     whole = unit * (most + 1)
     short, cut = prepared(make("embeddings", {**TEXT, "on_too_long": "truncate"}), "short", whole)
     assert isinstance(short, Item)
-    assert short.content.text == "short"
+    assert short.content.pieces == ("short",)
     assert isinstance(cut, Item)
-    sent = cut.content.text
+    (sent,) = cut.content.pieces
     assert whole.startswith(sent)
     assert len(sent) < len(whole)
     assert most - 8 <= count([sent], model)[0] <= most

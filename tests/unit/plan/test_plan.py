@@ -241,8 +241,8 @@ def spooled(tmp_path: Path, first: int) -> list[Any]:
     return [text for batch in read_spool(path) for text in batch.column(0).to_pylist()]
 
 
-def item(ordinal: int, tokens: int = 1, reply_bytes: int = 1) -> Item:
-    return Item(ordinal=ordinal, content="", tokens=tokens, reply_bytes=reply_bytes)
+def item(ordinal: int, tokens: int = 1, reply_bytes: int = 1, inputs: int = 1) -> Item:
+    return Item(ordinal=ordinal, content="", tokens=tokens, reply_bytes=reply_bytes, inputs=inputs)
 
 
 def packed(limits: PackLimits, items: Iterable[Item]) -> list[list[int]]:
@@ -263,6 +263,12 @@ def packed(limits: PackLimits, items: Iterable[Item]) -> list[list[int]]:
         (PackLimits(items=9, reply_bytes=3), [item(0), item(1, 1, 99), item(2)], [[0], [1], [2]]),
         (PackLimits(items=2, tokens=5, reply_bytes=5), [item(0, 5, 1), item(1, 1, 5), item(2)], [[0], [1], [2]]),
         (PackLimits(items=9), [item(n, 10**9, 10**9) for n in range(3)], [[0, 1, 2]]),
+        (
+            PackLimits(items=4),
+            [item(0, inputs=3), item(1), item(2), item(3, inputs=4), item(4)],
+            [[0, 1], [2], [3], [4]],
+        ),
+        (PackLimits(items=4), [item(0), item(1, inputs=99), item(2, inputs=4), item(3)], [[0], [1], [2], [3]]),
         (PackLimits(), [], []),
     ],
 )
