@@ -45,6 +45,9 @@ class Event(StrEnum):
     PART_SEALED = "part_sealed"
     PROGRESS = "progress"
     STOPPING = "stopping"
+    HTTP_BODIES_LOGGED = "http_bodies_logged"
+    HTTP_REQUEST = "http_request"
+    HTTP_RESPONSE = "http_response"
 
 
 Listener = Callable[[Mapping[str, Any]], None]

@@ -29,6 +29,7 @@ from pipeline.pace.retry import RetryRules
 from pipeline.plan.plan import Plan
 from pipeline.plan.ranges import PlanRules, carried_schema, check_input, columns_read, plan_rules
 from pipeline.service.fetch import Fetcher, open_fetcher
+from pipeline.service.http_log import HttpLog, HttpLogRules, open_http_log
 from pipeline.service.pool import open_pool
 from pipeline.sources import open_source
 from pipeline.store.batch_lines import write_batch_lines
@@ -51,12 +52,14 @@ SUMMARY_EVERY_S = 1.0
 class RunOptions:
     """What an invocation adds to the job. `limit`: only rows with ordinals below it. `fresh`: move an old run aside.
 
-    `signals`: SIGINT and SIGTERM end the run cleanly; only in the main thread.
+    `signals`: SIGINT and SIGTERM end the run cleanly; only in the main thread. `http_log`: what is written of requests
+    and replies, to a file of its own and to the listener.
     """
 
     limit: int | None = None
     fresh: bool = False
     signals: bool = False
+    http_log: HttpLogRules | None = None
 
 
 async def run_job(
@@ -106,9 +109,11 @@ async def run_job(
             dice=dice,
             watcher=watcher,
         )
+        http = open_http_log(options.http_log, path=layout.http_log, listener=listener, wall=clock.wall, log=log)
         try:
-            async with obeyed_signals(run.stop, log) if options.signals else nullcontext():
-                return await run.go(known, transport)
+            with http as run.http_log:
+                async with obeyed_signals(run.stop, log) if options.signals else nullcontext():
+                    return await run.go(known, transport)
         finally:
             log.close()
 
@@ -127,6 +132,7 @@ class _Run:
     dice: Callable[[], float]
     watcher: Callable[[Summary], None] | None
     stop: Stop = field(default_factory=Stop)
+    http_log: HttpLog | None = None
 
     async def go(self, known: Earlier | None, transport: Transport | None) -> Summary:
         """Open everything, let it work, close it, and say what came of it."""
@@ -135,7 +141,7 @@ class _Run:
         variants = {**(known.variants if known else {}), variant: job.request}
         async with (
             _open_journal(layout) as journal,
-            open_pool(job, clock=clock, random=self.dice, transport=transport) as pool,
+            open_pool(job, clock=clock, random=self.dice, transport=transport, http_log=self.http_log) as pool,
             self._open_fetcher() as fetcher,
         ):
             await self._begin(journal, known, variants)
@@ -162,7 +168,7 @@ class _Run:
                         variant=variant,
                         root=layout.root,
                         pieces=layout.pieces,
-                        max_outage_s=job.run.max_outage_s,
+                        right_size=job.run.right_size,
                     ),
                     fetcher=fetcher,
                     stop=self.stop,
@@ -191,6 +197,7 @@ class _Run:
                 async with anyio.create_task_group() as watching:
                     watching.start_soon(self._keep_summary, tally)
                     watching.start_soon(self._end_at_deadline)
+                    watching.start_soon(pool.share)
                     await run_local(
                         lane=lane,
                         plan=plan,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,9 +15,25 @@ from pipeline.cli.endings import end_quietly
 from pipeline.memory import keep_memory_small
 
 if TYPE_CHECKING:
+    from pipeline.service.http_log import DetailLevel
     from pipeline.store.summary import Summary
 
 _LEVELS = ("debug", "info", "warning", "error")
+_DETAILS = ("none", "basic", "headers", "allowed_headers", "body", "body_and_headers")
+_DETAIL_VARIABLE = "AZURE_HTTP_LOG_DETAIL_LEVEL"
+
+
+def _detail(_: click.Context, parameter: click.Parameter, value: str | None) -> DetailLevel | None:
+    """Read the level in any of the Azure SDKs' spellings; a word of the environment's that is none means none."""
+    text = value if value is not None else os.environ.get(_DETAIL_VARIABLE, "")
+    if not text.strip():
+        return None
+    from pipeline.service.http_log import detail_level  # noqa: PLC0415 - for those who ask
+
+    level = detail_level(text)
+    if level is None and value is not None:
+        raise click.BadParameter(f"must be one of {', '.join(_DETAILS)}", param=parameter)
+    return level
 
 
 @click.command("run")
@@ -48,6 +65,19 @@ _LEVELS = ("debug", "info", "warning", "error")
     help="Lines for a person or JSON on stderr; auto looks at the terminal.",
 )
 @click.option("--log-level", type=click.Choice(_LEVELS), default="info", help="The least important lines to print.")
+@click.option(
+    "--http-log",
+    metavar="LEVEL",
+    callback=_detail,
+    help=f"Log requests and replies: {', '.join(_DETAILS)}. Default: {_DETAIL_VARIABLE}, else none. Bodies hold "
+    "personal data.",
+)
+@click.option(
+    "--http-log-allow",
+    metavar="HEADER",
+    multiple=True,
+    help="Log this header's value too, where it is no credential. Repeatable.",
+)
 def command(
     *,
     job_file: Path,
@@ -63,6 +93,8 @@ def command(
     progress: str,
     log_format: str,
     log_level: str,
+    http_log: DetailLevel | None,
+    http_log_allow: tuple[str, ...],
 ) -> int:
     """Run a job, or continue the run that its output folder holds.
 
@@ -82,6 +114,7 @@ def command(
     from pipeline.clock import SystemClock  # noqa: PLC0415
     from pipeline.log import Level  # noqa: PLC0415
     from pipeline.run import RunOptions, run_job  # noqa: PLC0415
+    from pipeline.service.http_log import HttpLogRules  # noqa: PLC0415
     from pipeline.views.closing import closing  # noqa: PLC0415
     from pipeline.views.console import EventPrinter, Screen  # noqa: PLC0415
     from pipeline.views.progress import open_progress  # noqa: PLC0415
@@ -98,7 +131,12 @@ def command(
         async def run() -> Summary:
             return await run_job(
                 job,
-                options=RunOptions(limit=limit, fresh=fresh, signals=True),
+                options=RunOptions(
+                    limit=limit,
+                    fresh=fresh,
+                    signals=True,
+                    http_log=HttpLogRules(level=http_log, allow=http_log_allow) if http_log else None,
+                ),
                 listener=printer.hear,
                 watcher=view.update,
             )

@@ -37,12 +37,9 @@ DEFAULT_TIMEOUT_S = 300.0
 MEDIA_TIMEOUT_S = 600.0  # sound and pictures take longer to make, and to carry
 
 # Keys and values of later work: known, so that they are refused with a better word than "unknown".
-LATER_KEYS = frozenset(
-    {"canary", "dedupe", "incremental", "keep_files", "leave", "max_tokens_total", "processes", "right_size"}
-)
+LATER_KEYS = frozenset({"canary", "dedupe", "incremental", "keep_files", "max_tokens_total", "processes"})
 LATER_OPERATIONS = frozenset({"fine-tuning"})
 LATER_VALUES: Mapping[tuple[str, str], frozenset[str]] = {
-    ("request", "on_too_long"): frozenset({"split"}),
     ("deployments", "lane"): frozenset({"batch"}),
     ("run", "lane"): frozenset({"batch", "auto"}),
 }
@@ -57,6 +54,7 @@ _BYTES = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**
     "GiB": 2**30,
     "TiB": 2**40,
 }
+_QUANTILE = re.compile(r"p(\d\d(?:\.\d+)?)")
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?) ?%")
 _PLAIN_TYPES = ("string", "int8", "int16", "int32", "int64", "float", "float32", "double", "float64", "bool")
 _TYPES = (*_PLAIN_TYPES, "date", "timestamp", "binary", "json")
@@ -103,6 +101,15 @@ def parse_share(value: object) -> float:
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 <= fraction < 1:
         raise ValueError("must be a share below 100%, such as 20%")
     return float(fraction)
+
+
+def parse_quantile(value: object) -> float:
+    """A fraction from 0.5 to 1 (not included) from "p99" or "p99.9"; ValueError otherwise."""
+    match = _QUANTILE.fullmatch(value.strip()) if isinstance(value, str) else None
+    fraction = float(match[1]) / 100 if match else 0.0
+    if not 0.5 <= fraction < 1:  # noqa: PLR2004 - below the median, more answers are cut than not
+        raise ValueError("must be a quantile from p50 to p99.9, such as p99")
+    return fraction
 
 
 def _column_type(text: str) -> str:
@@ -228,6 +235,12 @@ Duration = Annotated[
 ]
 Size = Annotated[int, Field(gt=0), BeforeValidator(parse_size), WithJsonSchema(_SIZE_SCHEMA)]
 FailOn = Annotated[Literal["any", "never"] | float, BeforeValidator(parse_fail_on), WithJsonSchema(_FAIL_ON_SCHEMA)]
+Quantile = Annotated[
+    float,
+    BeforeValidator(parse_quantile),
+    WithJsonSchema({"type": "string", "pattern": r"^p\d\d(\.\d+)?$", "examples": ["p99"]}),
+]
+Share = Annotated[float, BeforeValidator(parse_share), WithJsonSchema(_SHARE_SCHEMA)]
 Paths = Annotated[tuple[Text, ...], BeforeValidator(_one_or_many), Field(min_length=1), WithJsonSchema(_PATHS_SCHEMA)]
 
 
@@ -657,6 +670,21 @@ class RunSpec(Section):
         default_text="30m",
         name="max_outage",
         doc="A longer outage of the service ends the run, to be continued.",
+    )
+    leave: Share = declare(
+        0.0,
+        kind="operational",
+        type_text="share such as `20%`",
+        default_text="0%",
+        doc="The share of each deployment's quota, stated or learnt, that is left to others.",
+    )
+    right_size: Quantile | None = declare(
+        None,
+        kind="operational",
+        type_text="quantile such as `p99`",
+        default_text="none: requests reserve what the job's bound on output tokens says",
+        doc="Learns how long answers are and asks for no more than this quantile of them, so that more requests fit "
+        "into a quota of tokens; what that cuts is asked once more, as the job says, and paid for twice.",
     )
     max_cost: Dollars | None = declare(
         None,

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 import anyio
 
-from pipeline.errors import ReplyError, RowProblem
+from pipeline.errors import RefusedError, ReplyError, RowError, RowProblem
 from pipeline.lanes.breaker import Breaker
 from pipeline.lanes.commit import Commits
-from pipeline.lanes.outage import Outage
 from pipeline.lanes.pieces import Cut, Piece, PieceLine
 from pipeline.lanes.stop import Stop, Stopped
 from pipeline.log import Event, EventLog, Level
 from pipeline.model import Attempt, Call, ErrorInfo, Item, Outcome, Reply, RequestInfo, RowResult, Usage
-from pipeline.operations.base import Cutting, Fetching
+from pipeline.operations.base import Cutting, Fetching, Sizing
+from pipeline.pace.lengths import Lengths
 from pipeline.pace.retry import (
     CAP_S,
     Decision,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from pipeline.operations.base import Operation
     from pipeline.service.deployment import Deployment, Exchange
     from pipeline.service.fetch import Fetcher
-    from pipeline.service.pool import Pool
+    from pipeline.service.pool import Aside, Pool
     from pipeline.store.journal import Journal
 
 MAX_STORED_RESPONSE_BYTES = 1024 * 1024
@@ -61,6 +61,7 @@ COMPARED_BYTES = 4 * 1024 * 1024
 class LaneRules:
     """What the job says of sending. `raw`: none, failed or all replies are kept.
 
+    `right_size` is the quantile of answers whose length requests reserve; None: they reserve what the job says.
     `root` is the output folder, `pieces` a folder for pieces of rows while they are sent.
     """
 
@@ -69,14 +70,15 @@ class LaneRules:
     variant: str
     root: Path
     pieces: Path
-    max_outage_s: float
+    right_size: float | None = None
 
 
 @dataclass(slots=True, kw_only=True)
 class _Asked:
     """One request on its way: what it met so far. `ended_at` is when its last attempt ended, monotonic seconds.
 
-    `first` is the answer in whose place another is asked for (`RowResult.again`).
+    `retried` says that the last attempt met a fault. `first` is the answer in whose place another is asked for
+    (`RowResult.again`).
     """
 
     items: tuple[Item, ...]
@@ -84,12 +86,14 @@ class _Asked:
     history: History = field(default_factory=History)
     attempts: list[Attempt] = field(default_factory=list)
     ended_at: float | None = None
+    retried: bool = False
 
     def met(self, verdict: Verdict, *, sent_at: float, ended_at: float) -> None:
         """Note one more attempt."""
         waited_s = 0.0 if self.ended_at is None else sent_at - self.ended_at
         self.history = replace(self.history, waited_s=waited_s).after(verdict)
         self.ended_at = ended_at
+        self.retried = isinstance(verdict, Transient | BadReply)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,10 +148,10 @@ class OnlineLane:
         self._stop = stop
         self._commits = Commits(journal=journal, root=rules.root, stop=stop, log=log)
         self._pieces = PieceLine()
+        self._lengths = None if rules.right_size is None else Lengths(rules.right_size)
         self._clock = clock
         self._random = random
         self._breaker = Breaker()
-        self._outage = Outage(max_outage_s=rules.max_outage_s)
 
     def schema(self) -> pa.Schema:
         """The result columns. Raises LookupError while a fact of the run is unknown."""
@@ -251,8 +255,8 @@ class OnlineLane:
         try:
             return await self._ask(asked)
         except Stopped:
-            if asked.first is not None:
-                return replace(asked.first, attempts=tuple(asked.attempts))
+            if (first := _standing(asked)) is not None:
+                return first
             await self._commits.attempts(tuple(asked.attempts))
             raise
         except BaseException:
@@ -263,34 +267,56 @@ class OnlineLane:
         """Send one request as often as it takes. Raises Stopped; the rows then stay pending."""
         while True:
             sent = await self._attempt(asked)
-            if isinstance(sent, Outcome):
+            if isinstance(sent, Outcome | _Split):
                 return sent
             end = None if sent is None else await self._follow(asked, sent)
             if end is not None:
                 return end
 
-    async def _attempt(self, asked: _Asked) -> _Sent | Outcome | None:
+    async def _attempt(self, asked: _Asked) -> _Sent | Outcome | _Split | None:
         """Send a request once, and judge what came back.
 
-        An outcome where its files cannot be sent; None where the deployment was set aside before it could be asked.
+        An outcome where it cannot be sent; None where the deployment was set aside before it could be asked.
         """
+        if asked.first is None and not asked.attempts:
+            asked.items = self._sized(asked.items)
         tokens = sum(item.tokens for item in asked.items)
+        if (most := self._pool.too_small_for(tokens)) is not None:
+            return self._too_large(asked, tokens, most)
         deployment = self._pool.pick(tokens)
         # What is read from files is held only while it is sent.
         call = None if self.operation.reads_files else self.operation.build(asked.items, deployment.target)
-        if not await self._leave(deployment, tokens if call is None else call.tokens, again=asked.ended_at is not None):
+        tokens = tokens if call is None else call.tokens
+        if not await self._leave(deployment, tokens, again=asked.ended_at is not None, retry=asked.retried):
             return None
         if call is None:
             try:
                 call = await anyio.to_thread.run_sync(self.operation.build, asked.items, deployment.target)
             except RowProblem as problem:
+                deployment.give_back(tokens)
                 return self._unsent(asked.items, problem.info, tuple(asked.attempts))
-        exchange = await self._send(deployment, call)
+        try:
+            exchange = await self._send(deployment, call)
+        except RefusedError as error:
+            self._say_aside(self._pool.without_credential(deployment, error))
+            return None
         verdict, results = self._judge(asked.items, deployment, exchange)
         asked.met(verdict, sent_at=exchange.sent_at, ended_at=self._clock.now())
         self._note(asked, deployment, exchange, verdict, results, call.tokens)
         decision = self._decide(asked, deployment, exchange, verdict, call)
         return _Sent(deployment=deployment, exchange=exchange, verdict=verdict, results=results, decision=decision)
+
+    def _too_large(self, asked: _Asked, tokens: int, most: float) -> Outcome | _Split:
+        """End a request that no deployment's quota can hold; a pack is cut in halves, which may fit."""
+        if len(asked.items) > 1:
+            middle = len(asked.items) // 2
+            return _Split(packs=(asked.items[:middle], asked.items[middle:]), named=None)
+        problem = RowError(
+            code="quota_too_small",
+            message=f"The request is estimated at {tokens:,} tokens, but no deployment's quota allows more than "
+            f"{most:,.0f} a minute. Shorten it or its bound on output tokens, or have the quota raised.",
+        )
+        return self._unsent(asked.items, problem.info, tuple(asked.attempts))
 
     async def _follow(self, asked: _Asked, sent: _Sent) -> Outcome | _Split | None:
         """Do what was decided after an attempt; None when the request is to be sent again."""
@@ -298,15 +324,17 @@ class OnlineLane:
         match sent.decision:
             case Done():
                 return await self._answered(asked, sent)
-            case Fail() if asked.first is not None:
+            case Fail() if (first := _standing(asked)) is not None:
                 # What was asked for once more does not come; the answer that was paid for stays.
-                return replace(asked.first, attempts=tuple(asked.attempts))
+                return first
             case Fail(error=error):
                 if isinstance(sent.verdict, RowRefused) and any(
                     item.content != asked.items[0].content for item in asked.items
                 ):
                     return self._split(asked, deployment, exchange, error)
-                return self._outcome(asked, deployment, exchange, _all_failed(asked.items, error, exchange))
+                return _completed(
+                    asked, self._outcome(asked, deployment, exchange, _all_failed(asked.items, error, exchange))
+                )
             case Retry(after_s=after_s):
                 with self._stop.waiting():
                     await self._clock.sleep(after_s)
@@ -322,9 +350,28 @@ class OnlineLane:
         results = [await self._fetched(row, sent.deployment) for row in sent.results]
         outcome = _completed(asked, self._outcome(asked, sent.deployment, sent.exchange, results))
         if (again := results[0].again) is None:
+            self._learn_length(sent.results)
             return outcome
         asked.first, asked.items, asked.history = outcome, (again,), History()
         return None
+
+    def _sized(self, items: tuple[Item, ...]) -> tuple[Item, ...]:
+        """The item with its answer bounded by what answers of this job need, where the job asks for that."""
+        bound = None if self._lengths is None else self._lengths.bound
+        if bound is None or len(items) != 1 or not isinstance(self.operation, Sizing):
+            return items
+        smaller = self.operation.sized(items[0], bound)
+        return items if smaller is None else (smaller,)
+
+    def _learn_length(self, results: Sequence[RowResult]) -> None:
+        if self._lengths is not None and len(results) == 1 and results[0].ok:
+            known = self._lengths.bound
+            tokens = _summed(results, "output_tokens")
+            if tokens is not None:
+                self._lengths.add(tokens)
+            if known is None and self._lengths.bound is not None:
+                # Those who wait for leave wait for more than they need.
+                self._pool.dismiss()
 
     async def _fetched(self, row: RowResult, deployment: Deployment) -> RowResult:
         """Complete a result whose reply named a URL; the row fails where the URL does not give it."""
@@ -354,16 +401,19 @@ class OnlineLane:
         """
         decision = decide(verdict, asked.history, self._rules.retry, random=self._random)
         if isinstance(verdict, Answered | RowRefused):
-            self._pool.answered(deployment)
-            self._outage.answered()
+            self._pool.answered(deployment, exchange)
             if isinstance(verdict, Answered):
                 self._breaker.answered()
             elif self._breaker.holds(_without_echo(verdict.error, call)):
                 return Retry(after_s=full_jitter(0, self._random))
         elif isinstance(verdict, Transient | Throttled):
             said = _without_echo(verdict.error, call)
-            self._outage.met(self._clock.now(), f"{said.code}: {said.message}")
-            if isinstance(decision, Fail) and self._outage.explains(exchange.reply):
+            explained = self._pool.failed(
+                deployment, exchange, f"{said.code}: {said.message}", throttled=isinstance(verdict, Throttled)
+            )
+            if deployment.outage.on:
+                asked.history = History()  # what is met in an outage is not counted against a row
+            if isinstance(decision, Fail) and explained:
                 return Retry(after_s=CAP_S * (1 + self._random()) / 2)
         if isinstance(decision, Reauthorise | Refused | Spent | TooLong):
             return replace(decision, error=_without_echo(decision.error, call))
@@ -377,6 +427,9 @@ class OnlineLane:
             self._commits.say(Event.PAUSED, Level.WARNING, deployment=deployment.name, seconds=notice.hint_s)
         with self._stop.waiting():
             aside = await self._pool.heed(deployment, notice, exchange)
+        self._say_aside(aside)
+
+    def _say_aside(self, aside: Aside | None) -> None:
         if aside is not None:
             self._commits.say(
                 Event.DEPLOYMENT_SET_ASIDE,
@@ -387,12 +440,12 @@ class OnlineLane:
                 http_status=aside.error.http_status,
             )
 
-    async def _leave(self, deployment: Deployment, tokens: int, *, again: bool) -> bool:
-        """Have leave to send; False when the deployment was set aside meanwhile."""
-        if deployment.try_leave(tokens):
+    async def _leave(self, deployment: Deployment, tokens: int, *, again: bool, retry: bool) -> bool:
+        """Have leave to send; False when another deployment should be picked."""
+        if deployment.try_leave(tokens, retry=retry):
             return True
         with self._stop.waiting():
-            return await deployment.leave(tokens, again=again)
+            return await deployment.leave(tokens, again=again, retry=retry)
 
     async def _send(self, deployment: Deployment, call: Call) -> Exchange:
         self.in_flight += 1
@@ -557,6 +610,13 @@ def _all_failed(items: Sequence[Item], error: ErrorInfo, exchange: Exchange) -> 
     if isinstance(exchange.reply, Reply) and len(exchange.reply.body) <= MAX_STORED_RESPONSE_BYTES:
         response = exchange.reply.body or None
     return [RowResult(ordinal=item.ordinal, error=error, response=response) for item in items]
+
+
+def _standing(asked: _Asked) -> Outcome | None:
+    """The answer in whose place another was asked for, where it may stand for it."""
+    if asked.first is None or asked.first.rows[0].values is None:
+        return None
+    return replace(asked.first, attempts=tuple(asked.attempts))
 
 
 def _completed(asked: _Asked, outcome: Outcome) -> Outcome:

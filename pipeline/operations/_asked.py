@@ -27,6 +27,7 @@ class Asked:
 
     `bounds` are the fields that bound the answer, with their tokens; `output_tokens` is the part of the item's
     estimate that they make. `body` holds a mark for each of `pictures`, in order. `again` marks the second asking.
+    `whole` is the item as the job wants it, where this one has a smaller bound.
     """
 
     body: bytes
@@ -36,6 +37,7 @@ class Asked:
     own_stream_options: bool = False
     pictures: tuple[Picture, ...] = ()
     again: bool = False
+    whole: Item | None = None
 
 
 def take_stream(body: dict[str, Any]) -> bool:
@@ -109,13 +111,31 @@ def call(endpoint: str, item: Item, *, model: str | None, usage_option: bool = F
     )
 
 
+def sized(item: Item, output_tokens: int) -> Item | None:
+    """Bound an item's answer by `output_tokens`; None where the job names no bound, or none that is larger.
+
+    The item's answers, where it asks for several, each have this bound.
+    """
+    asked: Asked = item.content
+    if not asked.bounds or asked.whole is not None or min(bound for _, bound in asked.bounds) <= output_tokens:
+        return None
+    most = asked.output_tokens // asked.bounds[0][1] * output_tokens
+    smaller = replace(
+        asked, bounds=tuple((name, output_tokens) for name, _ in asked.bounds), output_tokens=most, whole=item
+    )
+    return replace(item, content=smaller, tokens=item.tokens - asked.output_tokens + most)
+
+
 def truncated(item: Item, result: RowResult, *, policy: str, field: str) -> RowResult:
     """Apply `run.on_truncated` to an answer that its bound cut; `field` is the bound to name where there is none.
 
     `retry` asks once more with twice the bound. It keeps the answer where that was done already, and where the
-    request names no bound: there is nothing to double then.
+    request names no bound: there is nothing to double then. An answer that a bound of `sized` cut is none: it is
+    asked for as the job wants it, whatever the policy.
     """
     asked: Asked = item.content
+    if asked.whole is not None:
+        return replace(result, values=None, again=asked.whole)
     if policy == "fail":
         named = asked.bounds[0][0] if asked.bounds else field
         error = ErrorInfo(

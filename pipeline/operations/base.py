@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackLimits:
-    """How much one request may carry. One item to a request where `items` is 1."""
+    """How much one request may carry; `items` counts their `inputs`. One item to a request where `items` is 1."""
 
     items: int = 1
     tokens: int | None = None
@@ -93,6 +93,17 @@ class Cutting(Operation, Protocol):
 
     def join(self, item: Item, pieces: Sequence[Item], results: Sequence[RowResult]) -> RowResult:
         """Make one result of those of all pieces, each ok, in order. Usage is summed up. Pure."""
+
+
+@runtime_checkable
+class Sizing(Operation, Protocol):
+    """An operation whose requests reserve quota for the longest answer, which may be more than answers need."""
+
+    def sized(self, item: Item, output_tokens: int) -> Item | None:
+        """Bound an item's answer by so many tokens; None where the job bounds it no higher.
+
+        An answer that this bound cuts asks for the item as it was (`RowResult.again`). Pure.
+        """
 
 
 @runtime_checkable

@@ -14,7 +14,7 @@ from pipeline.job.template import RequestTemplate, request_template
 from pipeline.job.tokens import estimate
 from pipeline.model import Call, ErrorInfo, Item, Reply, Row, RowResult, Target
 from pipeline.operations import OperationEntry
-from pipeline.operations._asked import Asked, ask, call, take_stream, takes_usage_option, truncated
+from pipeline.operations._asked import Asked, ask, call, sized, take_stream, takes_usage_option, truncated
 from pipeline.operations._chunks import read_choices, read_completion
 from pipeline.operations._filter import filter_column
 from pipeline.operations._json import bad_reply, read_usage, too_deep, write_body, write_json
@@ -154,6 +154,10 @@ class ChatOperation:
         if schema is None or values["refusal"] or values["tool_calls"]:
             return result
         return fitting(result, schema)
+
+    def sized(self, item: Item, output_tokens: int) -> Item | None:
+        """Bound the answer by fewer tokens than the job does."""
+        return sized(item, output_tokens)
 
     def blame(self, items: Sequence[Item], error: ErrorInfo) -> int | None:  # noqa: ARG002 - the protocol's
         """Name nobody: a request holds one row."""

@@ -11,7 +11,7 @@ from pipeline.job.template import RequestTemplate, request_template
 from pipeline.job.tokens import estimate
 from pipeline.model import Call, ErrorInfo, Item, Reply, Row, RowResult, Target
 from pipeline.operations import OperationEntry
-from pipeline.operations._asked import ask, call, take_stream, takes_usage_option, truncated
+from pipeline.operations._asked import ask, call, sized, take_stream, takes_usage_option, truncated
 from pipeline.operations._chunks import read_choices, read_completion
 from pipeline.operations._filter import filter_column
 from pipeline.operations._json import bad_reply, read_usage, too_deep, write_json
@@ -96,6 +96,10 @@ class CompletionsOperation:
         if first.get("finish_reason") == "length":
             return [truncated(item, result, policy=self.on_truncated, field="max_tokens")]
         return [result]
+
+    def sized(self, item: Item, output_tokens: int) -> Item | None:
+        """Bound the answer by fewer tokens than the job does."""
+        return sized(item, output_tokens)
 
     def blame(self, items: Sequence[Item], error: ErrorInfo) -> int | None:  # noqa: ARG002 - the protocol's
         """Name nobody: a request holds one row."""

@@ -14,7 +14,7 @@ from pipeline.job.template import RequestTemplate, request_template
 from pipeline.job.tokens import estimate
 from pipeline.model import Call, ErrorInfo, ErrorType, Item, Reply, Row, RowResult, Target
 from pipeline.operations import OperationEntry
-from pipeline.operations._asked import Asked, ask, call, take_stream, truncated
+from pipeline.operations._asked import Asked, ask, call, sized, take_stream, truncated
 from pipeline.operations._checks import refuse
 from pipeline.operations._filter import filter_column
 from pipeline.operations._json import bad_reply, read_object, read_usage, too_deep, write_body, write_json
@@ -158,6 +158,10 @@ class ResponsesOperation:
             return result
         schema = _schema(asked)
         return result if schema is None else fitting(result, schema)
+
+    def sized(self, item: Item, output_tokens: int) -> Item | None:
+        """Bound the answer by fewer tokens than the job does."""
+        return sized(item, output_tokens)
 
     def blame(self, items: Sequence[Item], error: ErrorInfo) -> int | None:  # noqa: ARG002 - the protocol's
         """Name nobody: a request holds one row."""

@@ -6,9 +6,11 @@ import math
 from collections.abc import Callable
 
 from pipeline.pace.bucket import Bucket, Window
+from pipeline.pace.cost import CostFactor, Mark
 from pipeline.pace.gate import Gate
+from pipeline.pace.rate import MINUTE_S, Rate
+from pipeline.pace.verdict import ThrottleKind
 
-MINUTE_S = 60.0
 SLACK_S = 0.05
 """Seconds' worth of the rate that a late timer may still use; small, to be smooth within the service's slices."""
 REQUEST_SPAN_S = 1.0
@@ -17,30 +19,80 @@ REQUEST_MARGIN_S = 0.008
 """Seconds by which our second is longer than the service's, against unequal ways there; costs 0.8 % of the quota."""
 TOKEN_MARGIN_S = 0.25
 """Seconds by which our minute is longer than the service's; costs 0.4 % of the quota."""
+RECENT_S = 10.0
+"""Seconds over which refusals that name no limit are weighed against what was sent."""
+REFUSED_SHARE = 0.1
+REFUSED_LEAST = 3
+"""Refusals that name no limit cut the rate from this share, and this many, of what was sent of late on."""
 
 
 class Quota:
     """One limit per minute, smoothed by a bucket and kept to by a window of `span_s` seconds; None is no limit yet.
 
-    What leaves is counted even without a limit, so that one learnt on the way knows what it has already let through.
+    `limit` is the service's or the job's, whichever is lower; `rate` what may leave, which spares the share `leave` of
+    the limit and is less after refusals; `offered` what the service names. All are the service's units: one that we
+    count is worth `scale` of them. What leaves is counted even without a limit, so that one learnt on the way knows
+    what it has already let through.
     """
 
-    __slots__ = ("_bucket", "_least", "_span_s", "_window", "per_minute")
+    __slots__ = (
+        "_allowed", "_allowed_to", "_bucket", "_least", "_leave", "_parts", "_span_s", "_stated", "_window", "limit",
+        "offered", "rate", "scale",
+    )  # fmt: skip
 
-    def __init__(self, *, per_minute: float | None, span_s: float, margin_s: float, least: float) -> None:
+    def __init__(self, *, stated: float | None, leave: float, span_s: float, margin_s: float, least: float) -> None:
+        self._stated = stated
+        self._leave = leave
+        self._parts = 1
         self._least = least
         self._span_s = span_s
         self._window = Window(limit=0.0, span_s=span_s + margin_s)
         self._bucket: Bucket | None = None
-        self.per_minute: float | None = None
-        if per_minute is not None:
-            self.change(per_minute, now=float("-inf"))
+        self._allowed = 0.0
+        self._allowed_to: float | None = None
+        self.limit = stated
+        self.offered: float | None = None
+        self.scale = 1.0
+        self.rate = Rate(ceiling=None if stated is None else stated * (1 - leave))
+        self.apply(float("-inf"))
 
-    def change(self, per_minute: float, *, now: float) -> None:
-        """Keep to another limit from now on."""
-        rate = per_minute / MINUTE_S
-        self.per_minute = per_minute
-        self._window.limit = max(self._least, math.ceil(rate * self._span_s - 1e-9))
+    @property
+    def paced(self) -> float | None:
+        """Units of ours a minute that may leave, None while nothing holds them back."""
+        return None if self.rate.per_minute is None else self.rate.per_minute / self.scale
+
+    @property
+    def known(self) -> float | None:
+        """The limit; without one, the rate that refusals have led to."""
+        return self.rate.per_minute if self.limit is None else self.limit
+
+    def follow(self, named: float, now: float) -> None:
+        """Keep to the limit that the service names, where it is not above the stated one."""
+        self.offered = named
+        limit = named if self._stated is None else min(named, self._stated)
+        if limit != self.limit:
+            self._count_allowed(now)
+            self.limit = limit
+            self._take_share(limit, now)
+
+    def share(self, parts: int, now: float) -> None:
+        """Keep to one of so many equal parts of the limit; it stays what is known of the service."""
+        if parts != self._parts:
+            self._parts = parts
+            if self.limit is not None:
+                self._take_share(self.limit, now)
+
+    def _take_share(self, limit: float, now: float) -> None:
+        self.rate.limit_to(limit * (1 - self._leave) / self._parts, now=now)
+        self.apply(now)
+
+    def apply(self, now: float) -> None:
+        """Keep to the rate and the scale as they are now."""
+        paced, held = self.paced, self.rate.per_window
+        if paced is None or held is None:
+            return
+        rate = paced / MINUTE_S
+        self._window.limit = max(self._least, math.ceil(held / self.scale * self._span_s / MINUTE_S - 1e-9))
         if self._bucket is None:
             self._bucket = Bucket(rate=rate, least=self._least, slack=rate * SLACK_S, now=now)
         else:
@@ -49,6 +101,8 @@ class Quota:
 
     def ready_at(self, now: float, cost: float) -> float:
         """Return the moment from which `cost` may leave; `now` when it may at once."""
+        if self.rate.tick(now):
+            self.apply(now)
         if self._bucket is None:
             return now
         return max(self._bucket.ready_at(now, cost), self._window.ready_at(now, cost))
@@ -56,60 +110,193 @@ class Quota:
     def take(self, now: float, cost: float) -> None:
         """Take `cost`; a negative cost gives back."""
         self._window.take(now, cost)
+        if self._allowed_to is None:
+            self._allowed_to = now
         if self._bucket is not None:
             self._bucket.take(now, cost)
+            if self.rate.used(now, cost * self.scale):
+                self.apply(now)
+        else:
+            self._window.sum(now)
 
-    def at_most(self, now: float, left: float) -> None:
-        """Take the service's word for what is left."""
+    def at_most(self, now: float, left: float, *, since_s: float, taken: float) -> None:
+        """Take the service's word for what was left `since_s` seconds ago; `taken`, in our units, has left since."""
         if self._bucket is not None:
-            self._bucket.at_most(now, left)
+            self._bucket.at_most(now, left / self.scale + self._bucket.rate * since_s - taken)
+
+    def allowed(self, now: float) -> float | None:
+        """Return what the limits allowed since the first request, None without any."""
+        self._count_allowed(now)
+        return self._allowed or None
+
+    def _count_allowed(self, now: float) -> None:
+        if self._allowed_to is not None:
+            self._allowed += (self.known or 0.0) * (now - self._allowed_to) / MINUTE_S
+            self._allowed_to = now
 
 
 class Admission:
     """The gate and both quotas of one deployment. A limit of None is unknown: nothing is held back until it is learnt.
 
-    The limits given are units a minute from the job file. A limit that replies name lowers a stated one (Azure names a
-    lower one while it throttles a deployment) and stands in for a missing one.
+    The limits given are units a minute from the job file, of which the share `leave` is left to others. A limit that
+    replies name lowers a stated one (Azure names a lower one while it throttles a deployment) and stands in for a
+    missing one. `sliding` says that what replies name as remaining is of a minute, as on Azure, and no bucket's level.
     """
 
-    __slots__ = ("_requests", "_stated_requests", "_stated_tokens", "_tokens", "gate")
+    __slots__ = (
+        "_cost", "_first_at", "_followed_at", "_recent", "_refused", "_refused_tokens", "_requests", "_tokens", "gate",
+    )  # fmt: skip
 
-    def __init__(self, *, requests_per_minute: float | None, tokens_per_minute: float | None) -> None:
+    def __init__(
+        self,
+        *,
+        requests_per_minute: float | None,
+        tokens_per_minute: float | None,
+        leave: float = 0.0,
+        sliding: bool = True,
+    ) -> None:
         self.gate = Gate()
-        self._stated_requests = requests_per_minute
-        self._stated_tokens = tokens_per_minute
         self._requests = Quota(
-            per_minute=requests_per_minute, span_s=REQUEST_SPAN_S, margin_s=REQUEST_MARGIN_S, least=1
+            stated=requests_per_minute, leave=leave, span_s=REQUEST_SPAN_S, margin_s=REQUEST_MARGIN_S, least=1
         )
-        self._tokens = Quota(per_minute=tokens_per_minute, span_s=MINUTE_S, margin_s=TOKEN_MARGIN_S, least=0)
+        self._tokens = Quota(stated=tokens_per_minute, leave=leave, span_s=MINUTE_S, margin_s=TOKEN_MARGIN_S, least=0)
+        self._cost = CostFactor(lowers=sliding)
+        self._recent = Window(limit=math.inf, span_s=RECENT_S)
+        self._refused = Window(limit=math.inf, span_s=RECENT_S)
+        self._refused_tokens = Window(limit=math.inf, span_s=MINUTE_S)
+        self._first_at: float | None = None
+        self._followed_at = float("-inf")
+
+    def share(self, parts: int, now: float) -> None:
+        """Keep to one of so many equal parts of both limits: others on this machine take the rest."""
+        self._requests.share(parts, now)
+        self._tokens.share(parts, now)
 
     @property
     def requests_per_minute(self) -> float | None:
-        """The limit now in force."""
-        return self._requests.per_minute
+        """The limit now in force, None while unknown."""
+        return self._requests.known
 
     @property
     def tokens_per_minute(self) -> float | None:
-        """The limit now in force."""
-        return self._tokens.per_minute
+        """The limit now in force, None while unknown."""
+        return self._tokens.known
+
+    @property
+    def offered(self) -> tuple[float | None, float | None]:
+        """Requests and tokens a minute that the service last named; None where it named none."""
+        return self._requests.offered, self._tokens.offered
+
+    @property
+    def is_known(self) -> bool:
+        """True once a limit is stated, named or learnt from refusals."""
+        return self._requests.paced is not None or self._tokens.paced is not None
+
+    @property
+    def cost_factor(self) -> float:
+        """Tokens that the service counts for one of the estimates."""
+        return self._cost.factor
 
     def ready_at(self, now: float, tokens: float) -> float:
         """Return the moment from which one request of `tokens` may leave; `now` when it may at once."""
         return max(now, self.gate.until, self._requests.ready_at(now, 1), self._tokens.ready_at(now, tokens))
 
+    def queue_s(self, requests: int, tokens: float) -> float:
+        """Estimate the seconds that so many requests, and so many tokens together, take to leave."""
+        per_minute, tokens_per_minute = self._requests.paced, self._tokens.paced
+        return max(
+            requests * MINUTE_S / per_minute if per_minute else 0.0,
+            tokens * MINUTE_S / tokens_per_minute if tokens_per_minute else 0.0,
+        )
+
+    def most_tokens(self) -> float | None:
+        """Return the largest estimate that a minute can hold, None while that is not known."""
+        limit = self._tokens.limit
+        return None if limit is None else limit / min(1.0, self._cost.factor)
+
     def take(self, now: float, tokens: float) -> None:
         """Count one request of `tokens` as leaving at `now`."""
+        if self._first_at is None:
+            self._first_at = now
         self._requests.take(now, 1)
         self._tokens.take(now, tokens)
+        self._cost.sent(now, tokens)
+        self._recent.take(now, 1)
+        self._recent.sum(now)
 
     def give_back(self, now: float, tokens: float) -> None:
         """Undo a `take` whose request was never sent."""
         self._requests.take(now, -1)
         self._tokens.take(now, -tokens)
+        self._cost.sent(now, -tokens)
+        self._recent.take(now, -1)
 
-    def pause(self, now: float, hint_s: float | None, *, sent_at: float, random: Callable[[], float]) -> None:
-        """Close the gate; see Gate.pause."""
+    def mark(self, now: float) -> Mark:
+        """Return what has left by now, to be handed to `observe` with the reply to what leaves now."""
+        return self._cost.mark(now)
+
+    def used(self, now: float) -> float | None:
+        """Return the share of the tighter limit used since the first request, None while no limit is known."""
+        sent = self._cost.mark(now)
+        shares = []
+        for quota, used in ((self._requests, sent.requests), (self._tokens, sent.tokens * self._cost.factor)):
+            allowed = quota.allowed(now)
+            if allowed:
+                shares.append(used / allowed)
+        return max(shares, default=None)
+
+    def refused(
+        self,
+        now: float,
+        hint_s: float | None,
+        *,
+        kind: ThrottleKind,
+        sent_at: float,
+        tokens: float,
+        random: Callable[[], float],
+    ) -> bool:
+        """Close the gate (see Gate.pause), and cut the rate where the refusal gives reason; True where none is known.
+
+        A refusal that names a limit cuts that one; but where replies name its size, to which we keep, one or two within
+        ten seconds are chance: a timer was late, or a way longer. Others cut the tighter one (tokens where machines are
+        provisioned) from a tenth, and three, of the last ten seconds' requests on. True means that there is reason, but
+        no rate.
+        """
         self.gate.pause(now, hint_s, sent_at=sent_at, random=random)
+        for window, amount in ((self._refused, 1.0), (self._refused_tokens, tokens)):
+            window.take(now, amount)
+            window.sum(now)
+        refused = self._refused.sum(now)
+        match kind:
+            case ThrottleKind.TOKENS:
+                if self._tokens.offered is None or refused >= REFUSED_LEAST:
+                    self._cut_tokens(now, hint_s, sent_at=sent_at, tokens=tokens, kind=kind)
+            case ThrottleKind.REQUESTS:
+                if self._requests.offered is None or refused >= REFUSED_LEAST:
+                    self._cut_requests(now, hint_s, sent_at=sent_at)
+            case _:
+                if refused < max(REFUSED_LEAST, REFUSED_SHARE * self._recent.sum(now)):
+                    return False
+                if not self.is_known and kind is not ThrottleKind.UTILIZATION:
+                    return True
+                if self._tokens_are_tighter(tokens) or not self.is_known:
+                    self._cut_tokens(now, hint_s, sent_at=sent_at, tokens=tokens, kind=kind)
+                else:
+                    self._cut_requests(now, hint_s, sent_at=sent_at)
+        return False
+
+    def overloaded(self, now: float, tokens: float) -> None:
+        """Cut what is known of the rates once: the deployment fails more than retries can mend."""
+        if self._requests.paced is not None:
+            self._cut_requests(now, None, sent_at=now)
+        if self._tokens.paced is not None:
+            self._cut_tokens(now, None, sent_at=now, tokens=tokens, kind=ThrottleKind.TOKENS)
+
+    def reopen(self, now: float) -> None:
+        """Begin again slowly, after the deployment was away."""
+        for quota in (self._requests, self._tokens):
+            quota.rate.ramp(now)
+            quota.apply(now)
 
     def observe(
         self,
@@ -119,16 +306,56 @@ class Admission:
         limit_tokens: float | None = None,
         remaining_requests: float | None = None,
         remaining_tokens: float | None = None,
+        mark: Mark | None = None,
     ) -> None:
-        """Follow what a reply says of the limits (units a minute) and of what is left of them; None says nothing."""
-        _follow(self._requests, self._stated_requests, limit_requests, remaining_requests, now)
-        _follow(self._tokens, self._stated_tokens, limit_tokens, remaining_tokens, now)
+        """Follow what a reply says of the limits (units a minute) and of what is left of them; None says nothing.
 
+        `mark` is what had left when its request did. Of replies that overtook one another, the limits of the one sent
+        last count.
+        """
+        sent = mark or self._cost.mark(now)
+        if sent.at >= self._followed_at:
+            self._followed_at = sent.at
+            if limit_requests is not None:
+                self._requests.follow(limit_requests, now)
+            if limit_tokens is not None:
+                self._tokens.follow(limit_tokens, now)
+        by_now = self._cost.mark(now)
+        since_s = max(0.0, now - sent.at)
+        if remaining_requests is not None:
+            taken = by_now.requests - sent.requests
+            self._requests.at_most(now, remaining_requests, since_s=since_s, taken=taken)
+        if remaining_tokens is not None:
+            if limit_tokens is not None and self._cost.learn(now, sent, limit=limit_tokens, remaining=remaining_tokens):
+                self._rescale(now)
+            self._tokens.at_most(now, remaining_tokens, since_s=since_s, taken=by_now.tokens - sent.tokens)
 
-def _follow(quota: Quota, stated: float | None, limit: float | None, remaining: float | None, now: float) -> None:
-    if limit is not None:
-        wanted = limit if stated is None else min(limit, stated)
-        if wanted != quota.per_minute:
-            quota.change(wanted, now=now)
-    if remaining is not None:
-        quota.at_most(now, remaining)
+    def _spent_s(self, now: float, most_s: float) -> float:
+        """Seconds since the first request, at least one and at most so many."""
+        return most_s if self._first_at is None else min(most_s, max(1.0, now - self._first_at))
+
+    def _rescale(self, now: float) -> None:
+        self._tokens.scale = self._cost.factor
+        self._tokens.apply(now)
+
+    def _tokens_are_tighter(self, tokens: float) -> bool:
+        """Whether requests of this size meet the limit of tokens before that of requests."""
+        requests, tokens_paced = self._requests.paced, self._tokens.paced
+        return requests is None or (tokens_paced is not None and tokens_paced < requests * max(1.0, tokens))
+
+    def _cut_tokens(
+        self, now: float, hint_s: float | None, *, sent_at: float, tokens: float, kind: ThrottleKind
+    ) -> None:
+        # A minute held no more than what was let in during the last one; what is provisioned flows away steadily.
+        spent_s = MINUTE_S if kind is not ThrottleKind.UTILIZATION else self._spent_s(now, MINUTE_S)
+        passed = (self._cost.mark(now).minute - self._refused_tokens.sum(now)) * self._cost.factor * MINUTE_S / spent_s
+        if self._tokens.rate.cut(
+            now, sent_at=sent_at, cool_down_s=hint_s or 0.0, passed=passed, least=tokens * self._cost.factor
+        ):
+            self._cost.refused(now)
+            self._rescale(now)
+
+    def _cut_requests(self, now: float, hint_s: float | None, *, sent_at: float) -> None:
+        passed = (self._recent.sum(now) - self._refused.sum(now)) * MINUTE_S / self._spent_s(now, RECENT_S)
+        if self._requests.rate.cut(now, sent_at=sent_at, cool_down_s=hint_s or 0.0, passed=passed, least=1.0):
+            self._requests.apply(now)

@@ -45,6 +45,11 @@ class Bucket:
         """Lower the level to what the service says is left."""
         self._level = min(self.level(now), level)
 
+    @property
+    def rate(self) -> float:
+        """Units a second."""
+        return self._rate
+
 
 class Window:
     """At most `limit` units in any `span_s` seconds; a cost above the limit leaves when the window is empty.
@@ -66,13 +71,9 @@ class Window:
     def ready_at(self, now: float, cost: float) -> float:
         """Return the moment from which `cost` may leave; `now` when it may at once."""
         slices = self._slices
-        horizon = now - self.span_s
-        while slices and slices[0][0] <= horizon:
-            self._sum -= slices.popleft()[1]
+        excess = self.sum(now) + min(cost, self.limit) - self.limit
         if not slices:
-            self._sum = 0.0
             return now
-        excess = self._sum + min(cost, self.limit) - self.limit
         # The tolerance keeps a rounding error in a sum of fractions from costing a whole span.
         if excess <= self.limit * 1e-9:
             return now
@@ -81,6 +82,16 @@ class Window:
             if excess <= 0:
                 return left_at + self.span_s
         return slices[-1][0] + self.span_s
+
+    def sum(self, now: float) -> float:
+        """Return what left within the span."""
+        slices = self._slices
+        horizon = now - self.span_s
+        while slices and slices[0][0] <= horizon:
+            self._sum -= slices.popleft()[1]
+        if not slices:
+            self._sum = 0.0
+        return self._sum
 
     def take(self, now: float, cost: float) -> None:
         """Count `cost` as left at `now`. A negative cost gives back."""

@@ -89,6 +89,7 @@ class Throttle:
 
     hint_s: float | None
     error: ErrorInfo
+    kind: ThrottleKind = ThrottleKind.UNNAMED
 
     @property
     def worth_saying(self) -> bool:
@@ -174,7 +175,7 @@ def decide(  # noqa: C901, PLR0911, PLR0912 - the table of verdicts, a case each
             if kind is ThrottleKind.CAPACITY:
                 wait_s = full_jitter(max(0, history.capacity - 1), random, cap_s=CAPACITY_CAP_S)
                 return Retry(after_s=max(wait_s, hint_s or 0.0))
-            return Throttle(hint_s=hint_s, error=error)
+            return Throttle(hint_s=hint_s, error=error, kind=kind)
         case Unauthorized(error=error):
             return Reauthorise(error=error)
         case DeploymentRefused(error=error):

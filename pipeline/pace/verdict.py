@@ -14,6 +14,7 @@ class ThrottleKind(StrEnum):
     REQUESTS = "requests"
     TOKENS = "tokens"
     CAPACITY = "capacity"  # the service is short of machines: nobody's quota is at fault
+    UTILIZATION = "utilization"  # provisioned machines are busy: a matter of milliseconds, and of course
     UNNAMED = "unnamed"
 
 

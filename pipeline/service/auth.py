@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+import base64
+import binascii
+import json
+import logging
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pipeline.clock import Clock
 from pipeline.errors import RefusedError
+from pipeline.job.identity import KINDS, CredentialKind, Option, kind_name
 from pipeline.service.address import Address, Family
 from pipeline.service.classify import plain
 
 if TYPE_CHECKING:
-    from azure.core.credentials import AccessToken
+    from datetime import datetime
+
+    from azure.core.credentials import AccessToken, TokenCredential
     from azure.core.credentials_async import AsyncTokenCredential
 
 AHEAD_S = 300.0
@@ -21,33 +34,32 @@ AGAIN_S = 30.0
 """Seconds between tries to renew a token that is still good."""
 PATIENCE_S = 300.0
 """Seconds for which a token endpoint that fails is tried again before the run gives up."""
+ASK_S = 120.0
+"""Seconds after which a token endpoint that says nothing counts as one that fails; signing in has limits of its own."""
+SIGN_IN_S = 300
+"""Seconds that a person has for signing in, unless the job says otherwise."""
 _MESSAGE_CHARS = 300
-
-_KINDS = {
-    "default": "DefaultAzureCredential",
-    "azure-cli": "AzureCliCredential",
-    "azure-developer-cli": "AzureDeveloperCliCredential",
-    "azure-powershell": "AzurePowerShellCredential",
-    "certificate": "CertificateCredential",
-    "client-secret": "ClientSecretCredential",
-    "environment": "EnvironmentCredential",
-    "managed-identity": "ManagedIdentityCredential",
-    "workload-identity": "WorkloadIdentityCredential",
-}
-"""What `credential: {type: …}` may name; its other keys are the class's own arguments."""
+_REASON_CHARS = 160
+_SECRET_VARIABLES = ("AZURE_CLIENT_SECRET", "AZURE_CLIENT_CERTIFICATE_PASSWORD", "AZURE_PASSWORD", "IDENTITY_HEADER")
+_REFERENCE = re.compile(r"(?:See|Visit|Please visit|Please refer|To mitigate|You must also)\b|https?://")
+_TRIED = "Attempted credentials:"
+_T = TypeVar("_T")
 
 
 class Credentials:
     """The headers that let a request in. Each `generation` is one credential; a refusal begins the next.
 
     A fixed key cannot be renewed: its refusal is forgiven once, in case it was not the key's fault.
+    `used` says in words what they come from; `expires_at` is epoch seconds, None where that is not known.
     """
 
-    def __init__(self, headers: Mapping[str, str]) -> None:
+    def __init__(self, headers: Mapping[str, str], *, used: str = "nothing", expires_at: float | None = None) -> None:
         self._headers = headers
         self._unproven = False
         self._lock = asyncio.Lock()
         self.generation = 0
+        self.used = used
+        self.expires_at = expires_at
 
     async def headers(self) -> Mapping[str, str]:
         """Return the headers of the present generation.
@@ -72,10 +84,19 @@ class Credentials:
             self._unproven = True
             return True
 
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What the present headers hold that nobody may read, each with its scheme before it first, then without."""
+        return tuple(part for text in self._headers.values() for part in (text, text.partition(" ")[2]) if part)
+
     def accepted(self, generation: int) -> None:
         """Take note of an answer other than 401 to a request sent with `generation`."""
         if self._unproven and generation == self.generation:
             self._unproven = False
+
+    def forgive(self) -> None:
+        """Let the next refusal be answered by a renewal again, however the last one ended."""
+        self._unproven = False
 
     async def _renew(self) -> None:
         """Have a new credential; called under the lock."""
@@ -85,17 +106,37 @@ class CredentialMaker(Protocol):
     """Makes a new azure-identity credential, which has no token cached."""
 
     def __call__(self) -> AsyncTokenCredential:
-        """Make it."""
+        """Make it. Raises ValueError, with a word for the job file's author, for options that do not go together."""
 
 
 class EntraCredentials(Credentials):
-    """Bearer tokens of Microsoft Entra ID, renewed five minutes ahead, by one flight for everybody."""
+    """Bearer tokens of Microsoft Entra ID, renewed five minutes ahead, by one flight for everybody.
 
-    def __init__(self, *, make: CredentialMaker, scope: str, clock: Clock) -> None:
-        super().__init__({})
+    Every token comes from a new credential object, since an old one would hand back what it has cached, refused or
+    not; except that with `signs_in` the object that a person signed in to is kept until its token is refused.
+    `secrets` are cut out of what is said of failures.
+    """
+
+    def __init__(
+        self,
+        *,
+        make: CredentialMaker,
+        scope: str,
+        clock: Clock,
+        signs_in: bool = False,
+        secrets: Iterable[str] = (),
+        patience_s: float = PATIENCE_S,
+        ask_s: float = ASK_S,
+    ) -> None:
+        super().__init__({}, used="Entra ID")
         self._make = make
         self._scope = scope
         self._clock = clock
+        self._signs_in = signs_in
+        self._secrets = tuple(secrets)
+        self._patience_s = patience_s
+        self._ask_s = ask_s
+        self._kept: AsyncTokenCredential | None = None
         self._expires_at = float("-inf")
         self._again_at = float("-inf")
 
@@ -117,10 +158,11 @@ class EntraCredentials(Credentials):
         return self._headers
 
     async def _renew(self) -> None:
+        await self._let_go()
         await self._fetch(needed=True)
 
     async def _fetch(self, *, needed: bool) -> None:
-        """Have a new token, from a new credential: an old one would hand back what it has cached, refused or not."""
+        """Have a new token; with `needed`, an endpoint that fails is asked again for as long as patience lasts."""
         from azure.core.exceptions import AzureError, ClientAuthenticationError  # noqa: PLC0415 - 170 ms
 
         began = self._clock.now()
@@ -133,23 +175,85 @@ class EntraCredentials(Credentials):
                     self._again_at = self._clock.now() + AGAIN_S
                     return
                 first = not self._headers and isinstance(error, ClientAuthenticationError | ValueError)
-                if first or self._clock.now() - began >= PATIENCE_S:
-                    raise RefusedError(_no_token(self._scope, error)) from None
+                if first or self._clock.now() - began >= self._patience_s:
+                    raise RefusedError(_no_token(self._scope, error, self._secrets)) from None
                 await self._clock.sleep(pause_s)
                 pause_s = min(AGAIN_S, pause_s * 2)
             else:
                 self._headers = {"authorization": f"Bearer {token.token}"}
-                self._expires_at = float(token.expires_on)
+                self.expires_at = self._expires_at = float(token.expires_on)
                 # A token that lives for less than five minutes is not asked for with every request.
                 self._again_at = self._clock.now() + AGAIN_S
                 return
 
     async def _ask(self) -> AccessToken:
+        if self._signs_in:
+            self._kept = self._kept or self._make()
+            token = await self._kept.get_token(self._scope)
+            self.used = _used(self._kept)
+            return token
         credential = self._make()
+        patience = asyncio.timeout(self._ask_s)
         try:
-            return await credential.get_token(self._scope)
+            async with patience:
+                token = await credential.get_token(self._scope)
+        except TimeoutError:
+            if not patience.expired():
+                raise
+            raise TimeoutError(f"the token endpoint said nothing for {self._ask_s:g} s.") from None
         finally:
             await credential.close()
+        self.used = _used(credential)
+        return token
+
+    async def _let_go(self) -> None:
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            await kept.close()
+
+
+class _InThread:
+    """A credential that has no asynchronous twin, or whose twin keeps connections; asked in a thread of its own.
+
+    The thread is nobody's to wait for: a run that is stopped while a person is being waited for ends at once.
+    """
+
+    def __init__(self, credential: TokenCredential) -> None:
+        self.credential = credential
+
+    async def get_token(self, *scopes: str, **options: Any) -> AccessToken:
+        """Ask, and wait without holding the event loop up."""
+        return await _in_thread(lambda: self.credential.get_token(*scopes, **options))
+
+    async def close(self) -> None:
+        """Close the credential's connections, where it has any to close."""
+        if hasattr(self.credential, "close"):
+            self.credential.close()
+
+
+async def _in_thread(function: Callable[[], _T]) -> _T:
+    loop = asyncio.get_running_loop()
+    over: asyncio.Future[_T] = loop.create_future()
+
+    def settle(result: _T | None, error: Exception | None) -> None:
+        if over.done():
+            return
+        if error is not None:
+            over.set_exception(error)
+        else:
+            over.set_result(result)  # type: ignore[arg-type] # without an error there is a result
+
+    def work() -> None:
+        result, failure = None, None
+        try:
+            result = function()
+        except Exception as error:  # noqa: BLE001 - it is raised where it is waited for
+            failure = error
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    threading.Thread(target=work, name="credential", daemon=True).start()
+    return await over
 
 
 def credentials(
@@ -161,11 +265,13 @@ def credentials(
     scope: str | None,
     credential: Mapping[str, Any] | None,
     clock: Clock,
+    patience_s: float = PATIENCE_S,
 ) -> Credentials:
     """Make the credentials of one deployment from what its job file says.
 
-    Keys go as `api-key` to Azure's path families and as a bearer elsewhere. Raises RefusedError for a key or token that
-    is missing and for a kind of credential that does not exist.
+    Keys go as `api-key` to Azure's path families and as a bearer elsewhere. `patience_s` is how long a token endpoint
+    that fails is asked again. Raises RefusedError for a key or token that is missing and for a credential that does
+    not exist.
     """
     match auth:
         case "none":
@@ -173,13 +279,23 @@ def credentials(
         case "key":
             secret = _present(key, "key")
             if address.family is Family.OPENAI:
-                return Credentials({"authorization": f"Bearer {secret}"})
-            return Credentials({"api-key": secret})
+                return Credentials({"authorization": f"Bearer {secret}"}, used="API key")
+            return Credentials({"api-key": secret}, used="API key")
         case "token":
-            return Credentials({"authorization": f"Bearer {_present(token, 'token')}"})
+            bearer = _present(token, "token")
+            return Credentials(
+                {"authorization": f"Bearer {bearer}"}, used="bearer token", expires_at=token_expires_at(bearer)
+            )
         case "entra":
-            make = credential_maker(credential or {}, address.host)
-            return EntraCredentials(make=make, scope=scope or default_scope(address), clock=clock)
+            options = credential or {}
+            return EntraCredentials(
+                make=credential_maker(options, address.host),
+                scope=scope or default_scope(address),
+                clock=clock,
+                signs_in=_kind(options).signs_in,
+                secrets=(*_secrets(options), *(os.environ.get(name, "") for name in _SECRET_VARIABLES)),
+                patience_s=patience_s,
+            )
         case _:
             raise RefusedError(f"auth: {auth} is not one of entra, key, token, none")
 
@@ -195,32 +311,143 @@ def default_scope(address: Address) -> str:
     return "https://ai.azure.com/.default"
 
 
-def credential_maker(options: Mapping[str, Any], host: str) -> CredentialMaker:
-    """Return what makes an azure-identity credential: `type` names it, the rest are its arguments.
+def default_authority(host: str) -> str | None:
+    """Return where tokens for a host's cloud are asked for; None: azure-identity's own default, the public cloud.
 
-    Raises RefusedError for an unknown type.
+    `AZURE_AUTHORITY_HOST` wins, as everywhere in Azure's tools.
     """
-    kind = str(options.get("type", "default")).replace("_", "-").lower()
-    if kind not in _KINDS:
-        raise RefusedError(f"credential.type: {kind} is not one of {', '.join(_KINDS)}")
-    arguments = {name: _plain(value) for name, value in options.items() if name != "type"}
+    from azure.identity import AzureAuthorityHosts  # noqa: PLC0415 - 170 ms
+
+    if os.environ.get("AZURE_AUTHORITY_HOST", "").strip():
+        return None
+    if host.endswith(".azure.us"):
+        return AzureAuthorityHosts.AZURE_GOVERNMENT
+    if host.endswith(".azure.cn"):
+        return AzureAuthorityHosts.AZURE_CHINA
+    return None
+
+
+def credential_maker(options: Mapping[str, Any], host: str) -> CredentialMaker:
+    """Return what makes an azure-identity credential: `type` names it, the rest are its options (job/identity.py).
+
+    `host` is the endpoint's: it says which cloud issues the tokens. Raises RefusedError for an unknown type; what is
+    made needs a terminal where a person signs in, and raises RefusedError where there is none.
+    """
+    _kind(options)
 
     def make() -> AsyncTokenCredential:
-        from azure.identity import AzureAuthorityHosts, aio  # noqa: PLC0415 - 170 ms
-
-        if kind in {"default", "environment"} and "authority" not in arguments:
-            if host.endswith(".azure.us"):
-                arguments["authority"] = AzureAuthorityHosts.AZURE_GOVERNMENT
-            elif host.endswith(".azure.cn"):
-                arguments["authority"] = AzureAuthorityHosts.AZURE_CHINA
-        made: AsyncTokenCredential = getattr(aio, _KINDS[kind])(**arguments)
-        return made
+        return _made(options, host)
 
     return make
 
 
+def token_expires_at(token: str) -> float | None:
+    """Read when a bearer token expires (epoch seconds), where it is a JWT that says so; nothing else is believed."""
+    parts = token.split(".")
+    if len(parts) != 3:  # noqa: PLR2004 - RFC 7519: header, claims, signature
+        return None
+    try:
+        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+        return float(claims["exp"])
+    except (binascii.Error, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _kind(options: Mapping[str, Any]) -> CredentialKind:
+    name = kind_name(options)
+    if name not in KINDS:
+        raise RefusedError(f"credential.type: {plain(name, _REASON_CHARS)} is not one of {', '.join(KINDS)}")
+    return KINDS[name]
+
+
+def _made(options: Mapping[str, Any], host: str) -> AsyncTokenCredential:
+    from azure import identity  # noqa: PLC0415 - 170 ms
+    from azure.identity import aio  # noqa: PLC0415
+
+    # Without a handler of anybody's, Python would print the libraries' warnings raw.
+    for library in ("azure", "msal"):
+        logging.getLogger(library).addHandler(logging.NullHandler())
+    name, kind = kind_name(options), _kind(options)
+    if name == "chained":
+        return aio.ChainedTokenCredential(*(_made(source, host) for source in options["sources"]))
+    arguments = _arguments(name, {key: _plain(value) for key, value in options.items() if key != "type"})
+    if kind.at_terminal:
+        _refuse_without_terminal(name)
+        arguments.setdefault("timeout", SIGN_IN_S)
+    authority = default_authority(host)
+    if "authority" in kind.options and authority is not None:
+        arguments.setdefault("authority", authority)
+    made: AsyncTokenCredential
+    try:
+        if kind.signs_in:
+            made = _InThread(getattr(identity, kind.class_name)(**arguments))  # type: ignore[assignment] # all we use
+        else:
+            made = getattr(aio, kind.class_name)(**arguments)
+    except (TypeError, ImportError) as error:
+        raise ValueError(f"{name}: {error}.") from error
+    return made
+
+
+def _arguments(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Turn a job file's options into the class's own arguments."""
+    match name:
+        case "managed-identity":
+            others = {key: given.pop(key) for key in ("object_id", "resource_id") if key in given}
+            return {**given, "identity_config": others} if others else given
+        case "client-assertion":
+            return {**given, "func": _file_reader(given.pop("assertion_file"))}
+        case "on-behalf-of" if "certificate_path" in given:
+            return {**given, "client_certificate": Path(given.pop("certificate_path")).read_bytes()}
+        case "device-code":
+            return {**given, "prompt_callback": _ask_to_sign_in}
+        case "username-password":
+            return {**given, "_silence_deprecation_warning": True}
+        case _:
+            return given
+
+
+def _file_reader(path: str) -> Callable[[], str]:
+    """Return what reads an assertion anew each time: whoever issues it replaces the file."""
+    return lambda: Path(path).read_text(encoding="utf-8").strip()
+
+
+def _refuse_without_terminal(name: str) -> None:
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise RefusedError(
+            f"credential.type: {name} needs a person at a terminal; use managed-identity, workload-identity, "
+            "client-secret or another that signs in by itself"
+        )
+
+
+def _ask_to_sign_in(url: str, code: str, until: datetime) -> None:
+    sys.stderr.write(f"To sign in, open {plain(url)} and enter {plain(code)} (until {until:%H:%M} UTC).\n")
+    sys.stderr.flush()
+
+
 def _plain(value: Any) -> Any:
     return value.reveal() if hasattr(value, "reveal") else value
+
+
+def _secrets(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Every secret among a credential's options, those of a chain's sources too."""
+    kind = _kind(options)
+    found: list[str] = []
+    for name, value in options.items():
+        match kind.options.get(name):
+            case Option.SECRET:
+                found.append(str(_plain(value)))
+            case Option.SOURCES:
+                found += [secret for source in value for secret in _secrets(source)]
+    return tuple(found)
+
+
+def _used(credential: object) -> str:
+    """Name the class that gave a token: of a chain, the one whose turn it was."""
+    outer = seen = credential.credential if isinstance(credential, _InThread) else credential
+    while (inner := getattr(seen, "_successful_credential", None)) is not None:
+        seen = inner
+    name = type(seen).__name__
+    return name if seen is outer else f"{name} (by {type(outer).__name__})"
 
 
 def _present(secret: str | None, name: str) -> str:
@@ -231,9 +458,29 @@ def _present(secret: str | None, name: str) -> str:
     return stripped
 
 
-def _no_token(scope: str, error: Exception) -> str:
-    said = plain(str(error).strip().partition("\n")[0], _MESSAGE_CHARS)
+def _no_token(scope: str, error: Exception, secrets: tuple[str, ...]) -> str:
+    said = str(error)
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        said = said.replace(secret, "***")
     return (
-        f"no Entra token for {scope} could be had: {said} "
+        f"no Entra token for {scope} could be had: {_reasons(said)} "
         "Sign in (az login), give the machine an identity, or set auth: key."
     )
+
+
+def _reasons(said: str) -> str:
+    """Say in one line why there was no token: of a chain, what each credential in its turn said."""
+    head, _, tried = said.strip().partition(_TRIED)
+    entries = [entry.strip().partition("\n")[0] for entry in tried.split("\n\t") if entry.strip()]
+    if not entries:
+        return plain(head.partition("\n")[0], _MESSAGE_CHARS)
+    return "; ".join(map(_reason, entries)) + "."
+
+
+def _reason(entry: str) -> str:
+    """Shorten `NAME: what it said` to what is no repetition and no reference to a web page."""
+    name, _, said = entry.partition(": ")
+    for repeated in (name, " authentication unavailable. "):
+        said = said.removeprefix(repeated)
+    said = _REFERENCE.split(said)[0].strip(" .")
+    return plain(f"{name}: {said}" if said else name, _REASON_CHARS)

@@ -70,6 +70,8 @@ _SPENT_CODES = frozenset(
         "access_terminated",
     }
 )
+_CAPACITY_WORDS = ("high demand", "temporarily unable", "capacity", "overloaded", "resource unavailable", "flex")
+"""What is said where machines are short, those of flex processing included: no quota was exceeded."""
 _FILTER_CODES = frozenset({"contentfilter", "responsibleaipolicyviolation"})
 _INNER_NAMES = ("innererror", "inner_error", "innerError")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
@@ -169,7 +171,9 @@ def _throttle_kind(reply: Reply, text: str, code: str) -> ThrottleKind:
         return ThrottleKind.TOKENS
     if policy.endswith("-call") or "call rate limit" in text or "requests per" in text or code == "requests":
         return ThrottleKind.REQUESTS
-    if "high demand" in text or "temporarily unable" in text or "capacity" in text or "overloaded" in text:
+    if "azure-openai-deployment-utilization" in reply.headers or "utilization" in text:
+        return ThrottleKind.UTILIZATION
+    if code == "resource_unavailable" or any(word in text for word in _CAPACITY_WORDS):
         return ThrottleKind.CAPACITY
     return ThrottleKind.UNNAMED
 

@@ -11,6 +11,11 @@ from random import getrandbits
 from pipeline.clock import Clock, Timer
 from pipeline.model import Call, ErrorInfo, NoReply, Reply, Target
 from pipeline.pace.admission import Admission
+from pipeline.pace.budget import RetryBudget
+from pipeline.pace.concurrency import Concurrency
+from pipeline.pace.cost import Mark
+from pipeline.pace.outage import Outage
+from pipeline.pace.verdict import ThrottleKind
 from pipeline.service.address import Address
 from pipeline.service.auth import Credentials
 from pipeline.service.headers import rate_limits, reply_ids
@@ -18,6 +23,8 @@ from pipeline.service.wire import Wire
 
 TICK_S = 0.005
 """Seconds; the shortest time between two wakings of those who wait."""
+LOOK_S = 1.0
+"""Seconds; the longest time between two wakings: rates and limits change while somebody waits."""
 _VARIANTS = "89ab"
 
 
@@ -25,7 +32,7 @@ _VARIANTS = "89ab"
 class Exchange:
     """One attempt and what came of it. `started_at` is epoch seconds, `sent_at` the monotonic clock's.
 
-    `credential` is the generation of the credential that went with it.
+    `credential` is the generation of the credential that went with it, `tokens` the call's estimate.
     """
 
     reply: Reply | NoReply
@@ -33,6 +40,7 @@ class Exchange:
     started_at: float
     sent_at: float
     credential: int
+    tokens: int
     request_id: str | None = None
     apim_request_id: str | None = None
     region: str | None = None
@@ -43,6 +51,7 @@ class DeploymentReport:
     """A deployment's part of the summary. Limits are those in force, None while unknown.
 
     `quota_used` is the share of the tighter limit used since the first request, None while no limit is known.
+    `offered_…` is a limit that the service names above the stated one: more could be used; else None.
     """
 
     name: str
@@ -51,21 +60,24 @@ class DeploymentReport:
     requests_per_minute: float | None
     tokens_per_minute: float | None
     quota_used: float | None
+    offered_requests_per_minute: float | None = None
+    offered_tokens_per_minute: float | None = None
 
 
 class _Waiter:
-    __slots__ = ("granted", "tokens")
+    __slots__ = ("granted", "retry", "tokens")
 
-    def __init__(self, tokens: int, granted: asyncio.Future[bool]) -> None:
+    def __init__(self, tokens: int, granted: asyncio.Future[bool], *, retry: bool) -> None:
         self.tokens = tokens
         self.granted = granted
+        self.retry = retry
 
 
 class Deployment:
     """A place to send to, with its quota. Used from one event loop.
 
     Leave is granted strictly in the order of asking, but requests that were sent before go ahead of those that were
-    not: they have waited already. `in_flight` counts attempts under way.
+    not: they have waited already. Who has leave either sends or gives it back. `in_flight` counts attempts under way.
     """
 
     def __init__(
@@ -82,9 +94,11 @@ class Deployment:
         timeout_s: float,
         priority: int,
         max_inputs: int | None,
+        workers: int = 1,
         clock: Clock,
         random: Callable[[], float],
     ) -> None:
+        """Wire it up. `workers` is how many requests may fail together; `random` gives numbers from 0 to 1."""
         self.name = name
         self.target = target
         self.priority = priority
@@ -94,6 +108,7 @@ class Deployment:
         self.throttled = 0
         self.refusals_in_row = 0
         self.closed = False
+        self.outage = Outage(workers=workers)
         self.credentials = credentials
         self._address = address
         self._wire = wire
@@ -105,40 +120,57 @@ class Deployment:
         self._clock = clock
         self._random = random
         self._urls: dict[str, str] = {}
-        self._waiting: deque[_Waiter] = deque()
         self._again: deque[_Waiter] = deque()
+        self._retries: deque[_Waiter] = deque()
+        self._waiting: deque[_Waiter] = deque()
         self._waiting_tokens = 0
         self._timer: Timer | None = None
         self._woken_at = float("-inf")
-        self._first_at: float | None = None
-        self._granted_tokens = 0
+        self._under_way = 0
+        self._parts = 1
+        self._concurrency = Concurrency()
+        self._budget = RetryBudget()
 
     @property
     def origin(self) -> str:
         """Scheme, host and port of what it is asked at."""
         return self._address.origin
 
-    def try_leave(self, tokens: int) -> bool:
+    @property
+    def most_tokens(self) -> float | None:
+        """The largest estimate that its quota can hold, None while that is not known."""
+        return self._admission.most_tokens()
+
+    def share(self, parts: int) -> None:
+        """Keep to one of so many equal parts of the quota."""
+        if parts != self._parts:
+            self._parts = parts
+            now = self._clock.now()
+            self._admission.share(parts, now)
+            self._rearm(now, at_once=True)
+
+    def try_leave(self, tokens: int, *, retry: bool = False) -> bool:
         """Take leave for one request of `tokens` if it may go at once and nobody waits."""
-        if self._waiting or self._again or self.closed:
+        if self._waiting or self._again or self._retries or self.closed:
             return False
         now = self._clock.now()
-        if self._admission.ready_at(now, tokens) > now:
+        if not self._may_leave(now, tokens, retry=retry):
             return False
-        self._grant(now, tokens)
+        self._grant(now, tokens, retry=retry)
         return True
 
-    async def leave(self, tokens: int, *, again: bool = False) -> bool:
-        """Wait for leave for one request of `tokens`, behind those who asked before; `again`: it was sent before.
+    async def leave(self, tokens: int, *, again: bool = False, retry: bool = False) -> bool:
+        """Wait for leave for one request of `tokens`, behind those who asked before.
 
-        False when the deployment was set aside meanwhile. A wait that is cancelled uses nothing up.
+        `again`: it was sent before; `retry`: it met a transient fault, and costs some of the budget of retries. False
+        when the deployment was set aside meanwhile, or is not the best any more. A wait that is cancelled uses nothing.
         """
-        if self.try_leave(tokens):
+        if self.try_leave(tokens, retry=retry):
             return True
         if self.closed:
             return False
-        waiter = _Waiter(tokens, asyncio.get_running_loop().create_future())
-        line = self._again if again else self._waiting
+        waiter = _Waiter(tokens, asyncio.get_running_loop().create_future(), retry=retry)
+        line = self._retries if retry else self._again if again else self._waiting
         line.append(waiter)
         self._waiting_tokens += tokens
         if len(line) == 1:
@@ -147,25 +179,36 @@ class Deployment:
             return await waiter.granted
         except asyncio.CancelledError:
             if waiter.granted.done() and not waiter.granted.cancelled() and waiter.granted.result():
-                self._admission.give_back(self._clock.now(), tokens)
-                self._granted_tokens -= tokens
+                self.give_back(tokens)
             raise
+
+    def give_back(self, tokens: int) -> None:
+        """Undo a leave whose request is not sent after all."""
+        self._under_way -= 1
+        self._admission.give_back(self._clock.now(), tokens)
 
     def ready_at(self, now: float, tokens: int) -> float:
         """Estimate when a request of `tokens` that asked now would have leave."""
+        if self.outage.on:
+            return max(now, self.outage.probe_at)
         at = self._admission.ready_at(now, tokens)
-        if self._waiting or self._again:
-            per_request = 60 / self._admission.requests_per_minute if self._admission.requests_per_minute else 0.0
-            per_token = 60 / self._admission.tokens_per_minute if self._admission.tokens_per_minute else 0.0
-            at += max((len(self._waiting) + len(self._again)) * per_request, self._waiting_tokens * per_token)
+        waiting = len(self._waiting) + len(self._again) + len(self._retries)
+        if waiting:
+            at += self._admission.queue_s(waiting, self._waiting_tokens)
+        if self._is_feeling_its_way() and self._under_way + waiting >= self._concurrency.most:
+            at = max(at, now + 2 * LOOK_S)
         return at
 
     async def send(self, call: Call) -> Exchange:
         """Make exactly one HTTP attempt and follow what its reply says of the limits.
 
-        Raises RefusedError when no credential can be had for it.
+        Raises RefusedError when no credential can be had for it; its leave is given back.
         """
-        authorization = await self.credentials.headers()
+        try:
+            authorization = await self.credentials.headers()
+        except BaseException:
+            self.give_back(call.tokens)
+            raise
         generation = self.credentials.generation
         client_request_id = _guid()
         headers = {
@@ -178,57 +221,95 @@ class Deployment:
         url = self._urls.get(call.endpoint) or self._urls.setdefault(call.endpoint, self._address.url(call.endpoint))
         started_at = self._clock.wall()
         sent_at = self._clock.now()
+        mark = self._admission.mark(sent_at)
         self.requests += 1
         self.in_flight += 1
         try:
             reply = await self._wire.send(url, headers, call.body, timeout_s=self._timeout_s, stream=call.stream)
         finally:
             self.in_flight -= 1
-        if isinstance(reply, NoReply):
-            return Exchange(
-                reply=reply,
-                client_request_id=client_request_id,
-                started_at=started_at,
-                sent_at=sent_at,
-                credential=generation,
-            )
-        self._observe(reply, sent_at, generation)
-        ids = reply_ids(reply.headers)
+            self._under_way = max(0, self._under_way - 1)
+        request_id = apim_request_id = region = None
+        blocked = self._is_blocked()
+        if isinstance(reply, Reply):
+            reply = self._unquoted(reply)
+            self._observe(reply, mark, generation)
+            ids = reply_ids(reply.headers)
+            request_id, apim_request_id, region = ids.request_id, ids.apim_request_id, ids.region
+        if blocked:
+            self._rearm(self._clock.now(), at_once=True)
         return Exchange(
             reply=reply,
             client_request_id=client_request_id,
             started_at=started_at,
             sent_at=sent_at,
             credential=generation,
-            request_id=ids.request_id,
-            apim_request_id=ids.apim_request_id,
-            region=ids.region,
+            tokens=call.tokens,
+            request_id=request_id,
+            apim_request_id=apim_request_id,
+            region=region,
         )
+
+    def _unquoted(self, reply: Reply) -> Reply:
+        """The reply, in whose refusal no secret is quoted: its body may be kept with the row."""
+        if reply.status < 300:  # noqa: PLR2004 - success; an answer is the model's own
+            return reply
+        body = reply.body
+        for secret in (*self._secrets, *self.credentials.secrets):
+            body = body.replace(secret.encode(), b"***")
+        return reply if body is reply.body else replace(reply, body=body)
 
     def redacted(self, error: ErrorInfo) -> ErrorInfo:
         """The error without the deployment's secrets: some services quote the key that they refuse."""
         message = error.message
-        for secret in self._secrets:
+        for secret in (*self._secrets, *self.credentials.secrets):
             message = message.replace(secret, "***")
         return error if message == error.message else replace(error, message=message)
 
-    def pause(self, hint_s: float | None, *, sent_at: float) -> None:
-        """Let nothing leave for `hint_s` seconds and a little (None: our own back-off) after a refusal.
+    def answered(self) -> None:
+        """Note that it dealt with what a request says."""
+        self.refusals_in_row = 0
+        self._budget.earn()
+        if self.outage.answered():
+            self.reopen()
 
-        `sent_at` is the refused exchange's. Pauses never shorten one another.
+    def failed(self) -> bool:
+        """Note a transient fault; True where it begins an outage."""
+        return self.outage.failed(self._clock.now())
+
+    def reopen(self) -> None:
+        """Begin again, slowly: it was away."""
+        self.closed = False
+        self._admission.reopen(self._clock.now())
+        self._concurrency.restart()
+        self._rearm(self._clock.now(), at_once=True)
+
+    def refused(
+        self, hint_s: float | None, *, sent_at: float, kind: ThrottleKind = ThrottleKind.UNNAMED, tokens: int = 0
+    ) -> None:
+        """Let nothing leave for `hint_s` seconds and a little (None: our own back-off), and slow down where it must.
+
+        `sent_at` and `tokens` are the refused exchange's. Pauses never shorten one another.
         """
         self.throttled += 1
-        self._admission.pause(self._clock.now(), hint_s, sent_at=sent_at, random=self._random)
+        now = self._clock.now()
+        self.outage.throttled(now)
+        if self._admission.refused(now, hint_s, kind=kind, sent_at=sent_at, tokens=tokens, random=self._random):
+            self._concurrency.cut(now, sent_at=sent_at, under_way=self._under_way + 1, cool_down_s=hint_s or 0.0)
+
+    def dismiss(self) -> None:
+        """Send those who wait elsewhere: their `leave` returns False."""
+        for line in (self._again, self._retries, self._waiting):
+            for waiter in line:
+                if not waiter.granted.done():
+                    waiter.granted.set_result(False)
+            line.clear()
+        self._waiting_tokens = 0
 
     def close(self) -> None:
         """Grant nothing more; those who wait are told so."""
         self.closed = True
-        for waiter in (*self._again, *self._waiting):
-            if not waiter.granted.done():
-                waiter.granted.set_result(False)
-        self._again.clear()
-        self._waiting.clear()
-        self._waiting_tokens = 0
+        self.dismiss()
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -240,60 +321,98 @@ class Deployment:
 
     def report(self) -> DeploymentReport:
         """Return the deployment's part of the summary."""
-        per_minute = self._admission.requests_per_minute
-        tokens_per_minute = self._admission.tokens_per_minute
-        minutes = 0.0 if self._first_at is None else (self._clock.now() - self._first_at) / 60
-        shares = []
-        if per_minute and minutes:
-            shares.append(self.requests / (per_minute * minutes))
-        if tokens_per_minute and minutes:
-            shares.append(self._granted_tokens / (tokens_per_minute * minutes))
+        stated = self._admission.requests_per_minute, self._admission.tokens_per_minute
+        requests, tokens = (
+            offered if offered and in_force and offered > in_force else None
+            for offered, in_force in zip(self._admission.offered, stated, strict=True)
+        )
         return DeploymentReport(
             name=self.name,
             requests=self.requests,
             throttled=self.throttled,
-            requests_per_minute=per_minute,
-            tokens_per_minute=tokens_per_minute,
-            quota_used=max(shares) if shares else None,
+            requests_per_minute=stated[0],
+            tokens_per_minute=stated[1],
+            quota_used=self._admission.used(self._clock.now()),
+            offered_requests_per_minute=requests,
+            offered_tokens_per_minute=tokens,
         )
 
-    def _observe(self, reply: Reply, sent_at: float, generation: int) -> None:
+    def _observe(self, reply: Reply, mark: Mark, generation: int) -> None:
         if reply.status != 401:  # noqa: PLR2004 - Unauthorized
             self.credentials.accepted(generation)
-        if 200 <= reply.status < 300:  # noqa: PLR2004 - success
-            self._admission.gate.answered(sent_at)
+        answered = 200 <= reply.status < 300  # noqa: PLR2004 - success
+        if answered:
+            self._admission.gate.answered(mark.at)
+            self._concurrency.answered()
         limits = rate_limits(reply.headers)
         if limits is not None:
+            # What a refusal says is left is for the gate: it was not charged, so there is nothing to learn from it.
             self._admission.observe(
                 self._clock.now(),
                 limit_requests=limits.limit_requests,
                 limit_tokens=limits.limit_tokens,
-                remaining_requests=limits.remaining_requests,
-                remaining_tokens=limits.remaining_tokens,
+                remaining_requests=limits.remaining_requests if answered else None,
+                remaining_tokens=limits.remaining_tokens if answered else None,
+                mark=mark,
             )
 
-    def _grant(self, now: float, tokens: int) -> None:
-        self._admission.take(now, tokens)
-        self._granted_tokens += tokens
-        if self._first_at is None:
-            self._first_at = now
+    def _may_leave(self, now: float, tokens: int, *, retry: bool) -> bool:
+        if self.outage.on:
+            return now >= self.outage.probe_at and self._admission.gate.until <= now
+        if self._is_feeling_its_way() and self._under_way >= self._concurrency.most:
+            return False
+        # With nothing under way nothing can be earned, so one retry goes all the same.
+        if retry and self._budget.empty and self._under_way:
+            return False
+        return self._admission.ready_at(now, tokens) <= now
 
-    def _rearm(self, now: float) -> None:
-        line = self._again or self._waiting
-        if self._timer is not None or not line:
+    def _is_feeling_its_way(self) -> bool:
+        return not self._admission.is_known
+
+    def _is_blocked(self) -> bool:
+        """Whether those who wait may do so for an attempt to end, rather than for time to pass."""
+        return bool(self._retries) or (self._is_feeling_its_way() and bool(self._waiting or self._again))
+
+    def _grant(self, now: float, tokens: int, *, retry: bool) -> None:
+        self._under_way += 1
+        self._admission.take(now, tokens)
+        if self.outage.on:
+            self.outage.probed(now)
+        elif retry and self._budget.spend():
+            self._admission.overloaded(now, tokens)
+
+    def _next(self) -> deque[_Waiter] | None:
+        """The line whose head is next; retries that nothing pays for hold up nobody else."""
+        if self._again:
+            return self._again
+        if self._retries and (not self._waiting or not self._budget.empty):
+            return self._retries
+        return self._waiting or None
+
+    def _rearm(self, now: float, *, at_once: bool = False) -> None:
+        line = self._next()
+        if line is None:
             return
-        at = self._admission.ready_at(now, line[0].tokens)
-        self._timer = self._clock.call_at(max(at, self._woken_at + TICK_S), self._wake)
+        if self._timer is not None:
+            if not at_once:
+                return
+            self._timer.cancel()
+        at = now if at_once else self._admission.ready_at(now, line[0].tokens)
+        if self.outage.on:
+            at = max(at, self.outage.probe_at)
+        elif not at_once and at <= now:
+            at = now + LOOK_S  # held back by what is under way, whose end wakes them
+        self._timer = self._clock.call_at(max(min(at, now + LOOK_S), self._woken_at + TICK_S), self._wake)
 
     def _wake(self) -> None:
         self._timer = None
         now = self._woken_at = self._clock.now()
-        while line := self._again or self._waiting:
+        while line := self._next():
             waiter = line[0]
             if not waiter.granted.done():
-                if self._admission.ready_at(now, waiter.tokens) > now:
+                if not self._may_leave(now, waiter.tokens, retry=waiter.retry):
                     break
-                self._grant(now, waiter.tokens)
+                self._grant(now, waiter.tokens, retry=waiter.retry)
                 waiter.granted.set_result(True)
             self._waiting_tokens -= waiter.tokens
             line.popleft()

@@ -401,6 +401,14 @@ def fetching_transport(*, ca_bundle: Path | None, environ: Mapping[str, str]) ->
         raise RefusedError("the certificates named by ca_bundle or SSL_CERT_FILE cannot be used; check them") from error
 
 
+def tls_context(*, ca_bundle: Path | None, environ: Mapping[str, str]) -> ssl.SSLContext:
+    """Return what verifies certificates as the transports do. Raises RefusedError where a bundle cannot be used."""
+    try:
+        return _tls(_certificates(ca_bundle, environ))
+    except ssl.SSLError as error:
+        raise RefusedError("the certificates named by ca_bundle or SSL_CERT_FILE cannot be used; check them") from error
+
+
 def proxy_for(url: str, environ: Mapping[str, str]) -> str | None:
     """Return the proxy that the usual variables (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY) give for a URL.
 

@@ -92,6 +92,11 @@ class Layout:
         """Every event of the run."""
         return self.private / "log.jsonl"
 
+    @property
+    def http_log(self) -> Path:
+        """Requests and replies, where `--http-log` asks for them."""
+        return self.private / "http.log.jsonl"
+
     def part(self, name: str) -> Path:
         """A part's file."""
         return self.root / name

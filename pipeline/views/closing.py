@@ -24,6 +24,7 @@ def closing(summary: Summary, *, reader: str) -> list[str]:
         headline(summary),
         *[f"  {plain(line.strip())}" for line in (summary.reason or "").splitlines()],
         *[f"  {line}" for line in table([*spent(summary), *_results(summary)])],
+        *_offers(summary),
         *_next(summary, reader),
     ]
 
@@ -65,6 +66,19 @@ def _results(summary: Summary) -> list[tuple[str, str]]:
     pattern = f"{plain(summary.output)}/*.parquet".replace("'", "''")
     query = f"FROM '{pattern}' SELECT status, count(*) GROUP BY status"
     return [("results", plain(summary.output)), ("look", f'duckdb -c "{query}"')]
+
+
+def _offers(summary: Summary) -> list[str]:
+    """Say where a service would take more than the job file lets it be asked."""
+    lines = []
+    for use in summary.deployments:
+        for key, stated, offered in (
+            ("requests_per_minute", use.requests_per_minute, use.offered_requests_per_minute),
+            ("tokens_per_minute", use.tokens_per_minute, use.offered_tokens_per_minute),
+        ):
+            if stated is not None and offered is not None:
+                lines.append(f"{plain(use.name)}: the service offers {offered:,.0f} {key}, the job {stated:,.0f}")
+    return lines
 
 
 def _next(summary: Summary, reader: str) -> list[str]:

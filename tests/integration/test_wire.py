@@ -35,10 +35,12 @@ class Server:
         self.accepted = 0
         self.open = 0
         self.port = 0
+        self.writers: list[asyncio.StreamWriter] = []
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
         self.open += 1
+        self.writers.append(writer)
         self.idle.clear()
         try:
             await self._handler(reader, writer)
@@ -58,6 +60,9 @@ async def serving(handler: Handler, context: ssl.SSLContext | None = None) -> As
     server.port = listener.sockets[0].getsockname()[1]
     async with listener:
         yield server
+        for writer in server.writers:
+            writer.transport.abort()  # a farewell by TLS waits for an answer, which may never come
+        await asyncio.sleep(0)
 
 
 async def request(reader: asyncio.StreamReader) -> bytes:

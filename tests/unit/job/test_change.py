@@ -63,6 +63,8 @@ OTHER: dict[str, str] = {
     "run.timeout": "7s",
     "run.max_attempts": "7",
     "run.max_pause": "7s",
+    "run.leave": "20%",
+    "run.right_size": "p99",
     "run.max_outage": "7s",
     "run.deadline": "7s",
     "run.fail_on": "never",

@@ -189,7 +189,11 @@ def test_a_value_of_later_work_is_not_available_yet(tmp_path: Path, place: tuple
         ({"input": {"path": "x", "media_root": "gone"}}, "input.media_root", "there is no such folder"),
         ({"input": {"path": "x", "media_root": "demo.yaml"}}, "input.media_root", "there is no such folder"),
         ({"request": {"input": "x", "model": "m"}}, "request.model", "the deployment's business"),
-        ({"request": {"input": "x", "on_too_long": "skip"}}, "request.on_too_long", "must be one of fail, truncate"),
+        (
+            {"request": {"input": "x", "on_too_long": "skip"}},
+            "request.on_too_long",
+            "must be one of fail, truncate, split",
+        ),
         ({"request": {"input": "{{ x"}}, "request.input", "the template cannot be read"),
         ({"request": {"input": "{% include 'x' %}"}}, "request.input", "cannot include"),
         ({"input": {"path": "s3://bucket/x"}}, "input.path", "remote paths are not available yet"),
@@ -209,6 +213,10 @@ def test_a_value_of_later_work_is_not_available_yet(tmp_path: Path, place: tuple
         ({"input": {"path": "x", "columns": {"a": "intt"}}}, "input.columns.a", "must be one of string"),
         ({"output": {"path": "o", "columns": "some"}}, "output.columns", "must be `all`, `none` or list of columns"),
         ({"run": {"fail_on": "500%"}}, "run.fail_on", "must be any, never or a share"),
+        ({"run": {"right_size": "p20"}}, "run.right_size", "must be a quantile from p50 to p99.9"),
+        ({"run": {"right_size": 99}}, "run.right_size", "must be a quantile from p50 to p99.9"),
+        ({"run": {"right_size": "p100"}}, "run.right_size", "must be a quantile from p50 to p99.9"),
+        ({"run": {"leave": "100%"}}, "run.leave", "must be a share below 100%"),
         ({"run": {"timeout": "-5s"}}, "run.timeout", "must be a duration"),
         ({"run": {"timeout": 0}}, "run.timeout", "must be greater than 0"),
         ({"run": {"workers": 0}}, "run.workers", "must be greater than or equal to 1"),
@@ -247,6 +255,12 @@ def test_what_is_wrong_is_told_where_it_stands(
     assert message in said(found)[path]
     assert found.problems[0].line is not None
     assert found.job is None
+
+
+def test_pieces_of_a_text_have_no_lines_of_the_batch_api(tmp_path: Path) -> None:
+    request = {"input": "{{ text }}", "on_too_long": "split"}
+    found = draft(tmp_path, request=request, output={"path": "o", "format": "openai-batch"})
+    assert said(found) == {"request.on_too_long": "cannot be split with output.format openai-batch: a row has one line"}
 
 
 def test_on_too_long_is_for_embeddings(tmp_path: Path) -> None:
@@ -509,7 +523,12 @@ def test_a_picture_of_a_file_is_taken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("section", "key", "value"),
-    [("run", "on_truncated", "retry"), ("request", "on_too_long", "truncate"), ("output", "media", "files")],
+    [
+        ("run", "on_truncated", "retry"),
+        ("request", "on_too_long", "truncate"),
+        ("request", "on_too_long", "split"),
+        ("output", "media", "files"),
+    ],
 )
 def test_what_was_later_is_available(tmp_path: Path, section: str, key: str, value: str) -> None:
     assert not read_job(tmp_path, GOOD | {section: {**GOOD.get(section, {}), key: value}}).problems

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import RefusedError
-from pipeline.lanes.breaker import LIMIT, Breaker
+from pipeline.lanes.breaker import LIMIT, LIMIT_LATER, Breaker
 from pipeline.model import ErrorInfo, ErrorType
 
 
@@ -58,3 +58,26 @@ def test_an_answer_ends_the_suspicion() -> None:
 def test_refusals_of_different_kinds_are_not_in_a_row() -> None:
     breaker = Breaker()
     assert all(breaker.holds(WIDE[number % 2]) for number in range(3 * LIMIT))
+
+
+@pytest.mark.parametrize("wide", WIDE)
+def test_after_answers_a_hundred_in_a_row_stop_the_run_and_the_later_ones_wait(wide: ErrorInfo) -> None:
+    breaker = Breaker()
+    breaker.answered()
+    held = [breaker.holds(wide) for _ in range(LIMIT_LATER - 1)]
+    assert held == [False] * (LIMIT - 1) + [True] * (LIMIT_LATER - LIMIT)
+    with pytest.raises(
+        RefusedError, match=f"{LIMIT_LATER} requests in a row.*No\\. The first {LIMIT - 1} of their rows"
+    ):
+        breaker.holds(wide)
+
+
+@pytest.mark.parametrize("refused", [1, LIMIT, LIMIT_LATER - 1])
+def test_an_answer_between_them_begins_the_count_anew(refused: int) -> None:
+    breaker = Breaker()
+    for _ in range(5):
+        breaker.answered()
+        for _ in range(refused):
+            breaker.holds(WIDE[0])
+    breaker.answered()
+    assert not breaker.holds(WIDE[0])

@@ -255,6 +255,95 @@ async def test_one_deployment_that_is_set_aside_leaves_the_work_to_the_other(
     assert [event["deployment"] for event in bench.events if event["event"] == "deployment_set_aside"] == ["bad"]
 
 
+@pytest.mark.anyio
+async def test_a_row_that_no_quota_can_hold_fails_at_once_and_says_the_numbers(bench: Bench) -> None:
+    bench.changes["deployments"] = [
+        {"endpoint": "https://x.openai.azure.com", "deployment": name, "api": "azure", "tokens_per_minute": limit}
+        for name, limit in (("a", 1000), ("b", 2000))
+    ]
+    bench.texts("short", "long " * 2000)
+    service = Service()
+    summary = await bench.run(service)
+    assert service.calls == [["short"]]
+    assert bench.failed() == {1: ("RowError", "quota_too_small")}
+    error = bench.table()[1]["error"]["message"]
+    assert "2,000 a minute" in error
+    assert "2,5" in error
+    assert bench.table()[1]["request"]["attempts"] == 0
+    assert summary.exit_code == 1
+
+
+@pytest.mark.anyio
+async def test_a_pack_that_a_learnt_quota_cannot_hold_is_cut(tmp_path: Path) -> None:
+    bench = Bench(folder=tmp_path, max_inputs=4, changes={"run": {"workers": 1}}).texts(
+        *"abcd", *("x" * 400 + n for n in "efgh")
+    )
+    named = {"x-ratelimit-limit-tokens": "250"}
+
+    class Small(Service):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            answer = await super().handle_async_request(request)
+            answer.headers.update(named)
+            return answer
+
+    service = Small()
+    bench.changes["run"]["deadline"] = "400ms"
+    summary = await bench.run(service)
+    assert [len(texts) for texts in service.calls] == [4, 2], "the first reply names the limit"
+    assert (summary.rows.ok, summary.rows.failed) == (6, 0)
+
+
+@pytest.mark.anyio
+async def test_rows_whose_pictures_are_gone_by_then_hold_no_leave_that_others_wait_for(bench: Bench) -> None:
+    content = [
+        {"type": "text", "text": "{{ text }}"},
+        {"type": "image_file", "image_file": {"path": "{{ text }}.png"}},
+    ]
+    bench.changes |= {
+        "request": {"messages": [{"role": "user", "content": content}]},
+        "input": {"path": "rows.jsonl", "media_root": "pictures"},
+    }
+    bench.texts(*"abcdefghijklmnop")
+    pictures = bench.folder / "pictures"
+    pictures.mkdir()
+    for row in bench.rows:
+        (pictures / f"{row['text']}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(64))
+
+    def take_away(_: list[str], __: int) -> Said:
+        for name in "bcdefghijklmno":
+            (pictures / f"{name}.png").unlink(missing_ok=True)
+        return None
+
+    with anyio.fail_after(20):
+        summary = await bench.run(Service(take_away))
+    assert (summary.rows.ok, summary.rows.failed) == (2, 14)
+    assert {type_ for type_, _ in bench.failed().values()} == {"MediaError"}
+
+
+@pytest.mark.anyio
+async def test_an_outage_that_nobody_answered_before_fails_no_row_however_few_there_are(bench: Bench) -> None:
+    bench.changes["run"] = {"workers": 1, "max_outage": "2s"}
+    bench.texts("only")
+    service = Service(lambda _, __: refusal(500))
+    summary = await bench.run(service)
+    assert (summary.state, summary.exit_code, summary.rows.failed) == ("stopped", 4, 0)
+    assert len(service.calls) >= 8
+    assert (await bench.run(Service())).exit_code == 0
+
+
+@pytest.mark.anyio
+async def test_the_same_refusal_of_everybody_stops_a_run_that_had_answers(bench: Bench) -> None:
+    bench.changes["run"] = {"workers": 4}
+    bench.texts(*map(str, range(60)))
+    refused = refusal(400, "unsupported_parameter", "No such parameter.")
+    service = Service(lambda _, calls: None if calls <= 10 else refused)
+    summary = await bench.run(service)
+    assert (summary.state, summary.exit_code) == ("refused", 3)
+    assert "100 requests in a row" in (summary.reason or "")
+    assert (summary.rows.ok, summary.rows.failed) == (10, 19)
+    assert len(service.calls) <= 10 + 100 + 3
+
+
 @pytest.fixture
 def embeddings(tmp_path: Path) -> Bench:
     changes = {"run": {"workers": 1}, "request": {"input": "{{ text }}"}}

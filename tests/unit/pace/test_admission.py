@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from pipeline.pace.admission import Admission
+from pipeline.pace.verdict import ThrottleKind
 
 MINUTES = 5
 
@@ -150,7 +151,7 @@ def test_what_is_given_back_may_leave_again() -> None:
 
 def test_the_gate_holds_everything_back() -> None:
     admission = Admission(requests_per_minute=None, tokens_per_minute=None)
-    admission.pause(1.0, 10.0, sent_at=0.5, random=lambda: 0.0)
+    admission.refused(1.0, 10.0, kind=ThrottleKind.UNNAMED, sent_at=0.5, tokens=1, random=lambda: 0.0)
     assert admission.ready_at(1.0, 1) == 11.0
 
 
@@ -158,3 +159,171 @@ def test_a_step_back_of_time_gives_nothing_away() -> None:
     admission = Admission(requests_per_minute=60, tokens_per_minute=None)
     admission.take(100.0, 1)
     assert admission.ready_at(50.0, 1) > 50.0
+
+
+def refuse(admission: Admission, now: float, kind: ThrottleKind, *, hint_s: float | None = 1.0) -> bool:
+    return admission.refused(now, hint_s, kind=kind, sent_at=now - 0.05, tokens=100, random=lambda: 0.0)
+
+
+def spend(admission: Admission, begin: float, seconds: float, per_second: float = 10.0) -> float:
+    for number in range(int(seconds * per_second)):
+        admission.take(begin + number / per_second, 100)
+    return begin + seconds
+
+
+PACED = [(ThrottleKind.REQUESTS, (480.0, 60_000.0)), (ThrottleKind.TOKENS, (600.0, 48_000.0))]
+
+
+@pytest.mark.parametrize(("kind", "paced"), PACED)
+def test_the_limit_that_a_refusal_names_is_the_one_that_is_cut(kind: ThrottleKind, paced: tuple[float, float]) -> None:
+    admission = Admission(requests_per_minute=600, tokens_per_minute=60_000)
+    now = spend(admission, 0.0, 5.0)
+    assert not refuse(admission, now, kind)
+    assert (admission._requests.paced, admission._tokens.paced) == paced
+    assert (admission.requests_per_minute, admission.tokens_per_minute) == (600, 60_000), "the limits are as they were"
+
+
+@pytest.mark.parametrize(("kind", "paced"), PACED)
+def test_where_the_service_says_its_limit_a_third_refusal_within_ten_seconds_cuts(
+    kind: ThrottleKind, paced: tuple[float, float]
+) -> None:
+    admission = Admission(requests_per_minute=600, tokens_per_minute=60_000)
+    admission.observe(0.0, limit_requests=600, limit_tokens=60_000)
+    now = 0.0
+    for _ in range(5):
+        now = spend(admission, now, 6.0)
+        refuse(admission, now, kind)
+    assert (admission._requests.paced, admission._tokens.paced) == (600, 60_000)
+    refuse(admission, now, kind)
+    assert (admission._requests.paced, admission._tokens.paced) == paced
+
+
+@pytest.mark.parametrize("kind", [ThrottleKind.UNNAMED, ThrottleKind.UTILIZATION])
+@pytest.mark.parametrize(("sent", "refusals", "cut"), [(20, 2, False), (20, 3, True), (100, 9, False), (100, 10, True)])
+def test_refusals_that_name_no_limit_cut_from_a_tenth_and_three_on(
+    kind: ThrottleKind,
+    sent: int,
+    refusals: int,
+    cut: bool,  # noqa: FBT001 - expected
+) -> None:
+    admission = Admission(requests_per_minute=6000, tokens_per_minute=None)
+    now = spend(admission, 0.0, 5.0, per_second=sent / 5)
+    for _ in range(refusals):
+        refuse(admission, now, kind, hint_s=None)
+    assert admission._requests.paced == (4800 if cut else 6000)
+
+
+def test_where_no_limit_is_known_a_named_refusal_says_what_a_minute_holds() -> None:
+    admission = Admission(requests_per_minute=None, tokens_per_minute=None)
+    now = spend(admission, 0.0, 5.0)
+    refuse(admission, now, ThrottleKind.TOKENS)
+    assert admission.tokens_per_minute == pytest.approx(0.8 * 4900)
+    assert admission.is_known
+    slices = Admission(requests_per_minute=None, tokens_per_minute=None)
+    now = spend(slices, 0.0, 5.0)
+    refuse(slices, now, ThrottleKind.REQUESTS)
+    assert slices.requests_per_minute == pytest.approx(0.8 * 49 * 12)
+
+
+def test_where_no_limit_is_known_an_unnamed_refusal_asks_for_fewer_at_once() -> None:
+    admission = Admission(requests_per_minute=None, tokens_per_minute=None)
+    now = spend(admission, 0.0, 1.0)
+    assert [refuse(admission, now, ThrottleKind.UNNAMED) for _ in range(3)] == [False, False, True]
+    assert not admission.is_known
+
+
+def test_an_overload_cuts_what_is_known_once() -> None:
+    admission = Admission(requests_per_minute=600, tokens_per_minute=60_000)
+    admission.overloaded(1.0, 100)
+    admission.overloaded(2.0, 100)
+    assert (admission._requests.paced, admission._tokens.paced) == (480, 48_000)
+
+
+@pytest.mark.parametrize("leave", [0.0, 0.2, 0.9])
+def test_a_share_of_the_limits_is_left_to_others(leave: float) -> None:
+    admission = Admission(requests_per_minute=600, tokens_per_minute=None, leave=leave)
+    service = Service(per_slice=10, slice_s=1.0, tokens_per_minute=float("inf"), phase_s=0)
+    saturate(admission, service, costs=[100], seed=1)
+    assert service.admitted == pytest.approx((1 - leave) * 600 * MINUTES, rel=0.02)
+    admission.observe(301.0, limit_requests=300)
+    assert admission._requests.paced == pytest.approx((1 - leave) * 300)
+    assert admission.requests_per_minute == 300
+
+
+def test_of_replies_that_overtook_one_another_the_one_sent_last_names_the_limit() -> None:
+    admission = Admission(requests_per_minute=None, tokens_per_minute=None)
+    early = admission.mark(1.0)
+    admission.observe(5.0, limit_requests=300, mark=admission.mark(4.0))
+    admission.observe(6.0, limit_requests=600, mark=early)
+    assert admission.requests_per_minute == 300
+
+
+def test_what_has_come_back_since_a_reply_was_judged_may_leave() -> None:
+    admission = Admission(requests_per_minute=60, tokens_per_minute=None)
+    admission.take(10.0, 1)
+    mark = admission.mark(10.0)
+    admission.observe(10.5, limit_requests=60, remaining_requests=0, mark=mark)
+    assert admission.ready_at(10.5, 1) == pytest.approx(11.008, abs=0.01)
+    admission.observe(20.0, limit_requests=60, remaining_requests=0, mark=mark)
+    assert admission.ready_at(20.0, 1) == 20.0
+
+
+def test_the_service_s_higher_limit_is_known_but_not_used() -> None:
+    admission = Admission(requests_per_minute=100, tokens_per_minute=None)
+    admission.observe(1.0, limit_requests=300, limit_tokens=9000)
+    assert admission.requests_per_minute == 100
+    assert admission.offered == (300, 9000)
+    assert (admission.most_tokens(), Admission(requests_per_minute=1, tokens_per_minute=None).most_tokens()) == (
+        9000,
+        None,
+    )
+
+
+def test_use_is_the_share_of_what_the_limits_allowed_while_they_held() -> None:
+    admission = Admission(requests_per_minute=600, tokens_per_minute=None)
+    assert admission.used(0.0) is None
+    now = spend(admission, 0.0, 60.0)
+    assert admission.used(now) == pytest.approx(1.0, rel=0.01)
+    admission.observe(now, limit_requests=300)
+    assert admission.used(now + 60) == pytest.approx(600 / 900, rel=0.01)
+
+
+def test_a_deployment_that_was_away_begins_slowly() -> None:
+    admission = Admission(requests_per_minute=600, tokens_per_minute=60_000)
+    admission.reopen(100.0)
+    assert admission._requests.paced == 60
+    admission.ready_at(105.0, 1)
+    assert admission._requests.paced == pytest.approx(330)
+    admission.ready_at(111.0, 1)
+    assert (admission._requests.paced, admission._tokens.paced) == (600, 60_000)
+
+
+def test_a_shared_quota_is_cut_in_equal_parts_and_is_whole_again_when_others_leave() -> None:
+    admission = Admission(requests_per_minute=600, tokens_per_minute=6_000, leave=0.5)
+
+    def ready_after(seconds: float, *, count: int) -> float:
+        at = seconds
+        for _ in range(count):
+            at = max(at, admission.ready_at(at, 1))
+            admission.take(at, 1)
+        return at - seconds
+
+    alone = ready_after(0.0, count=50)
+    admission.share(2, 100.0)
+    assert (admission.requests_per_minute, admission.tokens_per_minute) == (600, 6_000)
+    shared = ready_after(100.0, count=50)
+    admission.share(1, 200.0)
+    again = ready_after(200.0, count=50)
+    assert 1.9 < shared / alone < 2.1
+    assert 0.9 < again / alone < 1.1
+
+
+def test_a_limit_that_is_learnt_while_sharing_is_shared_too() -> None:
+    admission = Admission(requests_per_minute=None, tokens_per_minute=None)
+    admission.share(3, 0.0)
+    admission.observe(1.0, limit_requests=600)
+    at = 1.0
+    for _ in range(30):
+        at = max(at, admission.ready_at(at, 1))
+        admission.take(at, 1)
+    assert 8 < at < 10.5

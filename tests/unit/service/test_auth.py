@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
+import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+import trustme
 from azure.core.credentials import AccessToken
 from azure.core.exceptions import ClientAuthenticationError, ServiceRequestError
 
 from pipeline.errors import RefusedError
+from pipeline.job.identity import KINDS, credential_problems, kind_name
 from pipeline.service.address import address
-from pipeline.service.auth import Credentials, EntraCredentials, credential_maker, default_scope
+from pipeline.service.auth import (
+    Credentials,
+    EntraCredentials,
+    _ask_to_sign_in,
+    _InThread,
+    credential_maker,
+    default_authority,
+    default_scope,
+    token_expires_at,
+)
 from pipeline.testing import ManualClock
 
 if TYPE_CHECKING:
+    from azure.core.credentials import TokenCredential
     from azure.core.credentials_async import AsyncTokenCredential
 
 pytestmark = pytest.mark.anyio
@@ -181,26 +198,198 @@ def test_the_scope_follows_cloud_and_family(endpoint: str, api: str, scope: str)
     assert default_scope(place) == scope
 
 
+APPLICATION = {"tenant_id": "t", "client_id": "c"}
+CREDENTIALS: list[tuple[dict[str, Any], str]] = [
+    ({}, "DefaultAzureCredential"),
+    ({"type": "default", "managed_identity_client_id": "c", "exclude_cli_credential": True}, "DefaultAzureCredential"),
+    ({"type": "azure-cli", "subscription": "s"}, "AzureCliCredential"),
+    ({"type": "azure_developer_cli", "process_timeout": 5}, "AzureDeveloperCliCredential"),
+    ({"type": "azure-powershell"}, "AzurePowerShellCredential"),
+    ({"type": "environment"}, "EnvironmentCredential"),
+    ({"type": "managed-identity", "client_id": "c"}, "ManagedIdentityCredential"),
+    ({"type": "managed-identity", "resource_id": "/subscriptions/s"}, "ManagedIdentityCredential"),
+    ({"type": "workload-identity", **APPLICATION, "token_file_path": "/token"}, "WorkloadIdentityCredential"),
+    ({"type": "client-secret", **APPLICATION, "client_secret": "s"}, "ClientSecretCredential"),
+    ({"type": "client-assertion", **APPLICATION, "assertion_file": "/assertion"}, "ClientAssertionCredential"),
+    (
+        {"type": "azure-pipelines", **APPLICATION, "service_connection_id": "i", "system_access_token": "t"},
+        "AzurePipelinesCredential",
+    ),
+    ({"type": "on-behalf-of", **APPLICATION, "user_assertion": "u", "client_secret": "s"}, "OnBehalfOfCredential"),
+    ({"type": "shared-token-cache", "username": "u"}, "SharedTokenCacheCredential"),
+    ({"type": "visual-studio-code", "tenant_id": "t"}, "VisualStudioCodeCredential"),
+    ({"type": "chained", "sources": [{"type": "environment"}, {"type": "azure-cli"}]}, "ChainedTokenCredential"),
+    (
+        {"type": "authorization-code", **APPLICATION, "authorization_code": "a", "redirect_uri": "http://localhost:1"},
+        "AuthorizationCodeCredential",
+    ),
+    ({"type": "username-password", "client_id": "c", "username": "u", "password": "p"}, "UsernamePasswordCredential"),
+]
+
+
+@pytest.mark.parametrize(("options", "kind"), CREDENTIALS)
+async def test_a_credential_is_named_by_its_type(options: dict[str, Any], kind: str) -> None:
+    assert list(credential_problems(options)) == []
+    made = credential_maker(options, "r.openai.azure.us")()
+    assert type(getattr(made, "credential", made)).__name__ == kind
+    await made.close()
+
+
+def test_every_kind_is_made_here_but_those_that_need_a_file_or_a_terminal() -> None:
+    made = {kind_name(options) for options, _ in CREDENTIALS}
+    assert set(KINDS) - made == {"certificate", "device-code", "interactive-browser"}
+
+
+async def test_a_certificate_is_read_from_its_file(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    file = tmp_path / "app.pem"
+    authority.issue_cert("app.example", key_type=trustme.KeyType.RSA).private_key_and_cert_chain_pem.write_to_path(
+        str(file)
+    )
+    for options in (
+        {"type": "certificate", **APPLICATION, "certificate_path": str(file), "send_certificate_chain": True},
+        {"type": "on-behalf-of", **APPLICATION, "certificate_path": str(file), "user_assertion": "u"},
+    ):
+        made = credential_maker(options, "r.openai.azure.com")()
+        await made.close()
+
+
+def test_options_that_a_class_does_not_take_are_a_word_for_the_author() -> None:
+    with pytest.raises(ValueError, match="azure-cli: "):
+        credential_maker({"type": "azure-cli", "bogus": "x"}, "r.openai.azure.com")()
+    with pytest.raises(RefusedError, match=r"credential\.type: bogus is not one of default, "):
+        credential_maker({"type": "bogus"}, "r.openai.azure.com")
+
+
 @pytest.mark.parametrize(
-    ("options", "kind"),
+    ("host", "variable", "authority"),
     [
-        ({}, "DefaultAzureCredential"),
-        ({"type": "default"}, "DefaultAzureCredential"),
-        ({"type": "azure-cli"}, "AzureCliCredential"),
-        ({"type": "azure_developer_cli"}, "AzureDeveloperCliCredential"),
-        ({"type": "azure-powershell"}, "AzurePowerShellCredential"),
-        ({"type": "environment"}, "EnvironmentCredential"),
-        ({"type": "managed-identity", "client_id": "c"}, "ManagedIdentityCredential"),
-        (
-            {"type": "client-secret", "tenant_id": "t", "client_id": "c", "client_secret": "s"},
-            "ClientSecretCredential",
-        ),
+        ("r.openai.azure.com", "", None),
+        ("r.openai.azure.us", "", "login.microsoftonline.us"),
+        ("r.openai.azure.cn", "", "login.chinacloudapi.cn"),
+        ("r.openai.azure.us", "login.example", None),
     ],
 )
-async def test_a_credential_is_named_by_its_type(options: dict[str, str], kind: str) -> None:
-    made = credential_maker(options, "r.openai.azure.us")()
-    assert type(made).__name__ == kind
+def test_the_cloud_that_issues_tokens_follows_the_host_unless_the_environment_names_it(
+    monkeypatch: pytest.MonkeyPatch, host: str, variable: str, authority: str | None
+) -> None:
+    monkeypatch.setenv("AZURE_AUTHORITY_HOST", variable)
+    assert default_authority(host) == authority
+
+
+@pytest.mark.parametrize(("given", "authority"), [({}, "login.microsoftonline.us"), ({"authority": "a.b"}, "a.b")])
+async def test_an_authority_that_the_job_names_wins(given: dict[str, str], authority: str) -> None:
+    options = {"type": "client-secret", **APPLICATION, "client_secret": "s", **given}
+    made: Any = credential_maker(options, "r.openai.azure.us")()
+    assert authority in made._client._authority
     await made.close()
+
+
+class Person:
+    """Signs in, after `latency_s`; each object that is signed in to gives tokens of its own."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self.clock = clock
+        self.signed_in = 0
+        self.closed = 0
+
+    def __call__(self) -> AsyncTokenCredential:
+        self.signed_in += 1
+        return cast("AsyncTokenCredential", SignedIn(self, self.signed_in))
+
+
+class SignedIn:
+    def __init__(self, person: Person, number: int) -> None:
+        self._person = person
+        self._number = number
+        self._asked = 0
+
+    async def get_token(self, *_: str) -> AccessToken:
+        self._asked += 1
+        return AccessToken(f"t{self._number}.{self._asked}", int(self._person.clock.wall() + 3600))
+
+    async def close(self) -> None:
+        self._person.closed += 1
+
+
+async def test_a_person_signs_in_once_and_again_only_after_a_401() -> None:
+    clock = ManualClock()
+    person = Person(clock)
+    credentials = EntraCredentials(make=person, scope="s", clock=clock, signs_in=True)
+    assert await bearer(credentials) == "Bearer t1.1"
+    clock.advance(3400)
+    assert await bearer(credentials) == "Bearer t1.2"
+    assert await credentials.refused(0)
+    assert await bearer(credentials) == "Bearer t2.1"
+    assert (person.signed_in, person.closed) == (2, 1)
+
+
+def test_a_person_is_told_where_to_sign_in_and_nothing_foreign_moves_the_cursor(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _ask_to_sign_in("https://login.example/device", "ABC\x1b[2J", datetime(2026, 11, 23, 5, 30, tzinfo=UTC))
+    said = capsys.readouterr().err
+    assert said == "To sign in, open https://login.example/device and enter ABC\\x1b[2J (until 05:30 UTC).\n"
+
+
+async def test_a_credential_that_blocks_is_asked_in_a_thread_of_its_own() -> None:
+    class Blocking:
+        def get_token(self, *_: str) -> AccessToken:
+            seen.append(threading.current_thread().daemon)
+            if len(seen) > 1:
+                raise ClientAuthenticationError("no")
+            return AccessToken("t", 1)
+
+    seen: list[bool] = []
+    credential = _InThread(cast("TokenCredential", Blocking()))
+    assert (await credential.get_token("s")).expires_on == 1
+    with pytest.raises(ClientAuthenticationError):
+        await credential.get_token("s")
+    assert seen == [True, True]
+
+
+async def test_an_endpoint_that_says_nothing_is_given_up() -> None:
+    class Silent(Issuer):
+        def __call__(self) -> AsyncTokenCredential:
+            return cast("AsyncTokenCredential", SilentCredential())
+
+    class SilentCredential:
+        async def get_token(self, *_: str) -> AccessToken:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async def close(self) -> None: ...
+
+    credentials = EntraCredentials(
+        make=Silent(clock=ManualClock()), scope="s", clock=ManualClock(), patience_s=0, ask_s=0.01
+    )
+    with pytest.raises(RefusedError, match="the token endpoint said nothing for"):
+        await credentials.headers()
+
+
+async def test_secrets_are_cut_out_of_what_is_said_of_a_failure() -> None:
+    issuer = Issuer(
+        clock=ManualClock(), failures=[ClientAuthenticationError("the secret canary-1 and canary are wrong")]
+    )
+    credentials = EntraCredentials(
+        make=issuer, scope="scope", clock=issuer.clock, secrets=("canary", "canary-1", ""), patience_s=0
+    )
+    with pytest.raises(RefusedError, match=r"the secret \*\*\* and \*\*\* are wrong"):
+        await credentials.headers()
+
+
+@pytest.mark.parametrize(
+    ("claims", "expires_at"),
+    [({"exp": 1_800_000_000}, 1_800_000_000.0), ({}, None), ({"exp": "soon"}, None), ([], None), (None, None)],
+)
+def test_the_expiry_of_a_token_is_read_where_it_says_one(claims: object, expires_at: float | None) -> None:
+    middle = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
+    assert token_expires_at(f"e30.{middle}.x") == expires_at
+
+
+@pytest.mark.parametrize("token", ["", "opaque", "a.b", "a.ä.c", "a.%%%.c", "a.eyJ.c", "..", "a.W1tbW1s.c"])
+def test_a_token_that_is_no_jwt_has_no_known_expiry(token: str) -> None:
+    assert token_expires_at(token) is None
 
 
 async def test_a_token_of_less_than_five_minutes_is_not_asked_for_with_every_request() -> None:

@@ -141,6 +141,11 @@ def test_a_rows_own_code_is_kept(code: str) -> None:
         (b"Rate limit reached on requests per min (RPM)", {}, ThrottleKind.REQUESTS),
         (b"The system is currently experiencing high demand and cannot process", {}, ThrottleKind.CAPACITY),
         (b"The service is temporarily unable to process your request", {}, ThrottleKind.CAPACITY),
+        (b'{"error":{"code":"resource_unavailable","message":"Resource Unavailable"}}', {}, ThrottleKind.CAPACITY),
+        (b"No flex processing is available now", {}, ThrottleKind.CAPACITY),
+        (b"x", {"azure_openai_deployment_utilization": "101.2%", "retry_after_ms": "80"}, ThrottleKind.UTILIZATION),
+        (b"over capacity", {"azure_openai_deployment_utilization": "101.2%"}, ThrottleKind.UTILIZATION),
+        (b"x", {"retry_after_ms": "80"}, ThrottleKind.UNNAMED),
         (b"", {}, ThrottleKind.UNNAMED),
     ],
 )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import anyio
 import httpx
 import pytest
 
+from pipeline.errors import RefusedError
 from pipeline.model import Call, NoReply, NoReplyKind, Reply
 from pipeline.pace.admission import Admission
 from pipeline.service.address import address, target
@@ -172,7 +173,7 @@ async def test_a_pause_holds_back_those_who_wait_already() -> None:
     assert one.try_leave(1)
     task = asyncio.create_task(one.leave(1))
     await asyncio.sleep(0)
-    one.pause(30.0, sent_at=0.0)
+    one.refused(30.0, sent_at=0.0)
     async with clock.autojump():
         assert await task
     assert 30.0 <= clock.now() < 30.1
@@ -228,3 +229,157 @@ async def test_a_grant_costs_little_with_a_thousand_waiting() -> None:
         await asyncio.sleep(0)
     # The goal is 12 microseconds; the bound is wide because the machine that tests may be busy.
     assert (time.process_time() - began) / count < 100e-6
+
+
+async def test_without_a_known_limit_few_are_sent_until_answers_come() -> None:
+    clock = ManualClock()
+    one, transport = deployment(clock, latency_s=1.0)
+    sent: list[int] = []
+
+    async def ask() -> None:
+        assert await one.leave(1)
+        await one.send(CALL)
+
+    async def watch() -> None:
+        for _ in range(5):
+            await clock.sleep(0.5)
+            sent.append(len(transport.requests))
+            await clock.sleep(0.6)
+
+    async with clock.autojump(), anyio.create_task_group() as group:
+        group.start_soon(watch)
+        for _ in range(200):
+            group.start_soon(ask)
+    assert sent == [4, 12, 28, 60, 124]
+
+
+async def test_leave_that_is_given_back_lets_another_go() -> None:
+    clock = ManualClock()
+    one, _ = deployment(clock)
+    assert [one.try_leave(1) for _ in range(5)] == [True] * 4 + [False]
+    one.give_back(1)
+    assert one.try_leave(1)
+
+
+async def test_a_send_without_a_credential_gives_its_leave_back() -> None:
+    clock = ManualClock()
+    one, transport = deployment(clock)
+
+    class Refused(Credentials):
+        async def headers(self) -> Mapping[str, str]:
+            raise RefusedError("no token")
+
+    one.credentials = Refused({})
+    for _ in range(10):
+        assert one.try_leave(1)
+        with pytest.raises(RefusedError):
+            await one.send(CALL)
+    assert transport.requests == []
+
+
+async def test_retries_wait_for_their_budget_while_others_go_on() -> None:
+    clock = ManualClock()
+    one, _ = deployment(clock, requests_per_minute=60_000, latency_s=0.1)
+    while not one._budget.empty:
+        one._budget.spend()
+    order: list[str] = []
+
+    async def ask(name: str, *, retry: bool) -> None:
+        assert await one.leave(1, again=retry, retry=retry)
+        order.append(name)
+        await one.send(CALL)
+        if not retry:
+            one.answered()
+
+    async with clock.autojump(), anyio.create_task_group() as group:
+        group.start_soon(lambda: ask("new", retry=False))
+        await asyncio.sleep(0)
+        for name in ("retry", "later retry"):
+            group.start_soon(lambda name: ask(name, retry=True), name)
+        for _ in range(3):
+            group.start_soon(lambda: ask("new", retry=False))
+    assert order[:4] == ["new"] * 4
+    assert order[4:] == ["retry", "later retry"]
+
+
+async def test_in_an_outage_probes_alone_leave_and_an_answer_opens_it_again() -> None:
+    clock = ManualClock()
+    one, _ = deployment(clock, requests_per_minute=6000)
+    one.answered()
+    while not one.failed():
+        clock.advance(2.0)
+    assert one.outage.on
+    assert not one.try_leave(1)
+    left: list[float] = []
+
+    async def ask() -> None:
+        assert await one.leave(1)
+        left.append(clock.now() - began)
+
+    began = clock.now()
+    async with clock.autojump(), anyio.create_task_group() as group:
+        for _ in range(5):
+            group.start_soon(ask)
+        await clock.sleep(10.0)
+        assert left == pytest.approx([1, 3, 7])
+        one.answered()
+    assert max(left) < 12
+    assert not one.outage.on
+
+
+async def test_those_who_wait_may_be_sent_elsewhere() -> None:
+    clock = ManualClock()
+    one, _ = deployment(clock, requests_per_minute=60)
+    assert one.try_leave(1)
+    tasks = [asyncio.create_task(one.leave(1, again=number == 1)) for number in range(3)]
+    await asyncio.sleep(0)
+    one.dismiss()
+    assert await asyncio.gather(*tasks) == [False, False, False]
+    async with clock.autojump():
+        assert await one.leave(1)
+
+
+async def test_a_limit_that_rises_wakes_those_who_wait_within_a_second() -> None:
+    clock = ManualClock()
+    headers = {"x-ratelimit-limit-requests": "600"}
+    one, _ = deployment(clock, lambda _: httpx.Response(200, headers=headers), requests_per_minute=600)
+    one._admission.observe(0.0, limit_requests=1)
+    assert one.try_leave(1)
+    waiting = asyncio.create_task(one.leave(1))
+    await asyncio.sleep(0)
+    await one.send(CALL)
+    async with clock.autojump():
+        assert await waiting
+    assert clock.now() <= 1.1
+
+
+async def test_the_report_says_what_the_service_offers_beyond_what_is_stated() -> None:
+    clock = ManualClock()
+    headers = {"x-ratelimit-limit-requests": "300", "x-ratelimit-limit-tokens": "5000"}
+    one, _ = deployment(
+        clock, lambda _: httpx.Response(200, headers=headers), requests_per_minute=100, tokens_per_minute=9000
+    )
+    await one.send(CALL)
+    report = one.report()
+    assert (report.requests_per_minute, report.offered_requests_per_minute) == (100, 300)
+    assert (report.tokens_per_minute, report.offered_tokens_per_minute) == (5000, None)
+
+
+async def test_the_reply_that_names_a_limit_lets_those_go_who_waited_for_one() -> None:
+    clock = ManualClock()
+    one, _ = deployment(
+        clock, lambda _: httpx.Response(200, headers={"x-ratelimit-limit-requests": "6000"}), latency_s=0.5
+    )
+    left: list[float] = []
+
+    async def ask() -> None:
+        assert await one.leave(1)
+        left.append(clock.now())
+        await one.send(CALL)
+
+    async with clock.autojump(), anyio.create_task_group() as group:
+        for _ in range(14):
+            group.start_soon(ask)
+    assert left[:4] == [0.0] * 4
+    assert 0.5 <= left[4] < 0.52
+    assert max(left) < 0.65

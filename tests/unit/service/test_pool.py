@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -11,7 +12,7 @@ import httpx
 import pytest
 
 from pipeline.errors import RefusedError, StoppedEarlyError
-from pipeline.model import Call, ErrorInfo, ErrorType
+from pipeline.model import Call, ErrorInfo, ErrorType, NoReply, NoReplyKind
 from pipeline.pace.retry import Reauthorise, Refused, Spent, Throttle, TooLong
 from pipeline.service.pool import AsideKind, Pool, open_pool
 from pipeline.testing import ManualClock, MemoryTransport
@@ -61,6 +62,8 @@ class Spec:
 class Run:
     workers: int = 4
     timeout_s: float = 300.0
+    max_outage_s: float = 1800.0
+    leave: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +125,7 @@ async def test_three_refusals_in_a_row_set_a_deployment_aside_and_the_others_go_
         notice = Refused(error=ERROR)
         assert await pool.heed(first, notice, exchange) is None
         assert await pool.heed(first, notice, exchange) is None
-        pool.answered(first)
+        pool.answered(first, exchange)
         for _ in range(2):
             assert await pool.heed(first, notice, exchange) is None
         aside = await pool.heed(first, notice, exchange)
@@ -253,3 +256,172 @@ async def test_without_a_transport_the_default_one_is_made_and_closed() -> None:
     spec = Spec(name="a", endpoint="http://127.0.0.1:9")
     async with open_pool(job(spec), clock=clock, random=lambda: 0.0) as pool:
         assert pool.exhausted is None
+
+
+async def test_a_lower_priority_number_is_waited_for_a_second_and_no_longer() -> None:
+    clock = ManualClock()
+    specs = (Spec(name="paid", requests_per_minute=600), Spec(name="later", priority=1, requests_per_minute=6000))
+    async with open_pool(job(*specs), clock=clock, random=lambda: 0.0, transport=transport(clock)) as pool:
+        paid, later = pool.deployments
+        assert paid.try_leave(1)
+        waiting = [asyncio.create_task(paid.leave(1)) for _ in range(9)]
+        await asyncio.sleep(0)
+        assert pool.pick(1) is paid, "ten in line are served within a second"
+        waiting += [asyncio.create_task(paid.leave(1)) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert pool.pick(1) is later
+        paid.dismiss()
+        await asyncio.gather(*waiting)
+
+
+async def test_who_waits_for_a_gate_that_closes_is_sent_elsewhere() -> None:
+    clock = ManualClock()
+    specs = (Spec(name="a", requests_per_minute=60), Spec(name="b", requests_per_minute=60))
+    async with open_pool(job(*specs), clock=clock, random=lambda: 0.0, transport=transport(clock)) as pool:
+        first, _ = pool.deployments
+        assert first.try_leave(1)
+        exchange = await first.send(CALL)
+        waiting = asyncio.create_task(first.leave(1))
+        await asyncio.sleep(0)
+        await pool.heed(first, Throttle(hint_s=30.0, error=ERROR), exchange)
+        assert await waiting is False
+        assert pool.pick(1).name == "b"
+
+
+@pytest.mark.parametrize(
+    ("notices", "waits_s"),
+    [
+        ([Refused(error=ERROR)] * 3, [60, 120, 240]),
+        ([TooLong(error=ERROR, hint_s=900)], [900, 900]),
+        ([Reauthorise(error=ERROR)] * 2, [60, 120, 240]),
+    ],
+    ids=["refused", "paused", "unauthorized"],
+)
+async def test_a_deployment_that_was_set_aside_is_tried_again_by_one_request_at_a_time(
+    notices: list[Refused | TooLong | Reauthorise], waits_s: list[float]
+) -> None:
+    clock = ManualClock()
+    status = 401 if isinstance(notices[0], Reauthorise) else 200
+    asked = transport(clock, lambda: status)
+    async with open_pool(job(Spec(name="a"), Spec(name="b")), clock=clock, random=lambda: 0.0, transport=asked) as pool:
+        first, _ = pool.deployments
+        for notice in notices:
+            aside = await pool.heed(first, notice, await first.send(CALL))
+        assert aside is not None
+        for wait_s in waits_s:
+            clock.advance(wait_s - 1)
+            assert pool.pick(1).name == "b"
+            clock.advance(1)
+            assert [pool.pick(1).name for _ in range(3)] == ["a", "b", "b"]
+            assert await pool.heed(first, notices[-1], await first.send(CALL)) is None
+        assert [one.deployment for one in pool.asides] == ["a"]
+        assert first.credentials.generation == (1 + len(waits_s) if status == 401 else 0), "renewed before each try"
+        clock.advance(3600)
+        assert pool.pick(1) is first
+        assert first.try_leave(1)
+        pool.answered(first, await first.send(CALL))
+        assert pool.asides == ()
+        assert {pool.pick(1).name for _ in range(2)} <= {"a", "b"}
+        assert not first.closed
+
+
+async def test_an_empty_account_is_not_tried_again() -> None:
+    clock = ManualClock()
+    async with open_pool(
+        job(Spec(name="a"), Spec(name="b")), clock=clock, random=lambda: 0.0, transport=transport(clock)
+    ) as pool:
+        await pool.heed(pool.deployments[0], Spent(error=ERROR), await pool.deployments[0].send(CALL))
+        for _ in range(100):
+            clock.advance(3600)
+            assert pool.pick(1).name == "b"
+
+
+async def test_an_answer_to_what_was_sent_before_does_not_bring_a_deployment_back() -> None:
+    clock = ManualClock()
+    async with open_pool(
+        job(Spec(name="a"), Spec(name="b")), clock=clock, random=lambda: 0.0, transport=transport(clock)
+    ) as pool:
+        first, _ = pool.deployments
+        early = await first.send(CALL)
+        clock.advance(1)
+        await pool.heed(first, TooLong(error=ERROR, hint_s=900), early)
+        pool.answered(first, early)
+        assert [one.deployment for one in pool.asides] == ["a"]
+
+
+async def test_one_deployment_without_a_token_leaves_the_others() -> None:
+    clock = ManualClock()
+    async with open_pool(
+        job(Spec(name="a"), Spec(name="b")), clock=clock, random=lambda: 0.0, transport=transport(clock)
+    ) as pool:
+        first, second = pool.deployments
+        aside = pool.without_credential(first, RefusedError("no token"))
+        assert aside is not None
+        assert (aside.kind, aside.error.code) == (AsideKind.UNAUTHORIZED, "no_credential")
+        with pytest.raises(RefusedError, match="no token"):
+            pool.without_credential(second, RefusedError("no token"))
+
+
+async def test_an_outage_sends_the_traffic_to_the_others_but_for_probes() -> None:
+    clock = ManualClock()
+    async with open_pool(
+        job(Spec(name="a"), Spec(name="b")), clock=clock, random=lambda: 0.0, transport=transport(clock)
+    ) as pool:
+        first, _ = pool.deployments
+        exchange = await first.send(CALL)
+        pool.answered(first, exchange)
+        while not first.outage.on:
+            pool.failed(first, exchange, "away", throttled=False)
+            clock.advance(2.0)
+        assert names(pool, count=2) == ["a", "b"], "a probe is due"
+        assert names(pool, count=2) == ["b", "b"]
+        pool.answered(first, exchange)
+        assert not first.outage.on
+
+
+@pytest.mark.parametrize("throttled", [True, False])
+async def test_the_run_ends_when_every_deployment_is_silent_for_longer_than_allowed(
+    throttled: bool,  # noqa: FBT001 - a case
+) -> None:
+    clock = ManualClock()
+    spec = FakeJob(deployments=(Spec(name="a"), Spec(name="b")), run=Run(max_outage_s=60))
+    async with open_pool(cast("Job", spec), clock=clock, random=lambda: 0.0, transport=transport(clock)) as pool:
+        first, second = pool.deployments
+        exchange = await first.send(CALL)
+        for deployment in pool.deployments:
+            pool.answered(deployment, exchange)
+        pool.failed(first, exchange, "busy", throttled=throttled)
+        clock.advance(61)
+        assert not pool.failed(first, exchange, "busy", throttled=throttled)
+        pool.failed(second, exchange, "busy", throttled=throttled)
+        clock.advance(60)
+        pool.failed(first, exchange, "busy", throttled=throttled)
+        clock.advance(1)
+        with pytest.raises(StoppedEarlyError, match=r"nothing for 61 s.*run.max_outage.*busy"):
+            pool.failed(first, exchange, "busy", throttled=throttled)
+
+
+@pytest.mark.parametrize("kind", NoReplyKind)
+async def test_that_nobody_can_connect_is_never_a_rows_fault(kind: NoReplyKind) -> None:
+    clock = ManualClock()
+    async with open_pool(job(Spec(name="a")), clock=clock, random=lambda: 0.0, transport=transport(clock)) as pool:
+        one = pool.deployments[0]
+        exchange = await one.send(CALL)
+        pool.answered(one, exchange)
+        lost = replace(exchange, reply=NoReply(kind=kind, message="m", latency_ms=1))
+        assert pool.failed(one, lost, "m", throttled=False) is (kind is NoReplyKind.CONNECT)
+
+
+@pytest.mark.parametrize(
+    ("limits", "tokens", "most"),
+    [((100, 200), 200, None), ((100, 200), 201, 200), ((100, None), 10_000, None), ((None,), 10_000, None)],
+)
+async def test_what_fits_no_quota_is_known_before_it_is_sent(
+    limits: tuple[float | None, ...], tokens: int, most: float | None
+) -> None:
+    clock = ManualClock()
+    specs = [Spec(name=str(number), tokens_per_minute=limit) for number, limit in enumerate(limits)]
+    async with open_pool(job(*specs), clock=clock, random=lambda: 0.0, transport=transport(clock)) as pool:
+        assert pool.too_small_for(tokens) == most
+        if most is None and None not in limits:
+            assert pool.pick(tokens).name == "1", "the only one that it fits"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -97,3 +98,13 @@ def test_the_query_that_it_suggests_is_one(tmp_path: Path) -> None:
     query = line.partition('"')[2].rpartition('"')[0]
 
     assert sorted(duckdb.execute(query).fetchall()) == [("failed", 1), ("ok", 2)]
+
+
+def test_a_service_that_offers_more_than_the_job_asks_for_is_said() -> None:
+    use = DeploymentUse(
+        name="sweden", requests_per_minute=100, offered_requests_per_minute=300, tokens_per_minute=5, quota_used=1.0
+    )
+    lines = closing(replace(_summary("complete", code=0, rows=ALL_OK), deployments=(use,)), reader="job.yaml")
+    assert [line for line in lines if "offers" in line] == [
+        "sweden: the service offers 300 requests_per_minute, the job 100"
+    ]

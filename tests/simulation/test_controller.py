@@ -1,0 +1,162 @@
+"""The controller against modelled quotas, in virtual time: the bars of docs/decisions/0004-rate-controller.md."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import httpx
+import pytest
+from simulation.azure import Azure, Quota, Stated
+from simulation.scenarios import SCENARIOS, Measured, Scenario, measure_virtually
+
+from pipeline.errors import StoppedEarlyError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """What a scenario must reach: the least use, the most, and the most calls a row beyond those injected.
+
+    More than the quota is used where a minute's tokens go at the beginning of each minute, and the last is cut off.
+    """
+
+    used: float
+    calls: float = 1.01
+    most: float = 1.01
+
+
+BARS = {
+    "steady, requests bound": Bar(used=0.98),
+    "steady, tokens bound": Bar(used=0.98),
+    "stated 3 times too high": Bar(used=0.98, calls=1.05),
+    "… by tokens": Bar(used=0.98, calls=1.05),
+    "… and no headers": Bar(used=0.9, calls=1.05),
+    "… by tokens, and no headers": Bar(used=0.85, calls=1.05, most=1.15),
+    "stated 3 times too low": Bar(used=0.33),
+    "absent": Bar(used=0.98),
+    "absent, tokens bound": Bar(used=0.98),
+    "absent, and no headers": Bar(used=0.9),
+    "absent, tokens bound, and no headers": Bar(used=0.9),
+    "halved at 200 s, restored at 400 s": Bar(used=0.98),
+    # For half a minute after it was halved, a sliding minute that is full to the old limit lets nothing in.
+    "halved at 200 s, restored at 400 s, by tokens": Bar(used=0.94),
+    "halved at 200 s, restored at 400 s, and no headers": Bar(used=0.92),
+    "2 % lack of capacity": Bar(used=0.98),
+    "counted at a tenth of the estimate": Bar(used=0.98),
+    "counted at 4 times the estimate": Bar(used=0.97),
+    "counted without the prompt": Bar(used=0.95),
+    "others use half": Bar(used=0.85, calls=1.08),
+    "a fifth is left to others": Bar(used=0.78),
+    "10 % server errors": Bar(used=0.98),
+    "30 % server errors": Bar(used=0.98),
+    "four deployments": Bar(used=0.97),
+    "one of two away for 150 s": Bar(used=0.97, most=1.05),
+    "one of two asks for a day": Bar(used=0.98),
+    "provisioned, then standard": Bar(used=0.97, calls=1.04),
+}
+BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
+
+
+def test_every_scenario_has_its_bar() -> None:
+    assert set(BARS) == set(BY_NAME)
+
+
+@pytest.mark.parametrize("name", BARS)
+def test_a_quota_is_used_without_storms_and_no_row_fails(name: str) -> None:
+    bar, measured = BARS[name], measure_virtually(BY_NAME[name])
+    assert measured.used >= bar.used, str(measured)
+    assert measured.used <= bar.most, str(measured)
+    assert measured.calls_per_row <= bar.calls, str(measured)
+    assert (measured.failed, measured.ran.left, measured.ran.ended) == (0, 0, None)
+    WITNESSES.get(name, _nothing_more)(measured)
+
+
+def _nothing_more(_: Measured) -> None:
+    """The bars say it all."""
+
+
+def _offered(measured: Measured) -> None:
+    """The stated limit is never passed, and the end says what the service offers."""
+    (report,) = measured.ran.reports
+    assert (report.requests_per_minute, report.offered_requests_per_minute) == (100, 300)
+    (azure,) = measured.azures.values()
+    counts = [sum(begin <= at < begin + 60 for at, _ in azure.counted) for begin in range(0, 1700, 20)]
+    assert max(counts) <= 101
+
+
+def _provisioned_first(measured: Measured) -> None:
+    """What is paid for already is used up before the rest is touched."""
+    (first,) = [azure for name, azure in measured.azures.items() if name == "provisioned"]
+    taken = sum(tokens for at, tokens in first.counted if 60 <= at <= 600)
+    assert taken >= 0.93 * 100_000 * 9
+
+
+def _probed_once(measured: Measured) -> None:
+    """Who asks for a day is asked by those who were under way, and no more."""
+    assert measured.azures["paused"].calls <= 4
+    assert measured.ran.reports[0].name == "paused"
+
+
+def _probes_alone(measured: Measured) -> None:
+    """An outage is met by those who were under way, then by probes, and ended within their pause."""
+    away = measured.azures["comes"]
+    assert away.injected <= 64 + 20 * 8
+    assert [at for at, tokens in away.counted if tokens and 250 < at < 320]
+
+
+WITNESSES = {
+    "stated 3 times too low": _offered,
+    "provisioned, then standard": _provisioned_first,
+    "one of two asks for a day": _probed_once,
+    "one of two away for 150 s": _probes_alone,
+}
+
+
+@pytest.mark.parametrize("fault", [lambda: httpx.Response(500), lambda: httpx.ConnectError("refused")])
+def test_a_total_outage_of_ten_minutes_is_probed_fails_no_row_and_is_over_at_once(
+    fault: Callable[[], httpx.Response | Exception],
+) -> None:
+    quota = Quota(requests_per_minute=300)
+    away: list[float] = []
+
+    def judge(since: float) -> httpx.Response | Exception | None:
+        if 100 <= since < 700:
+            away.append(since)
+            return fault()
+        return None
+
+    scenario = Scenario(
+        name="outage",
+        make=lambda clock: {"d": (Azure(clock=clock, quota=quota, fault=judge), Stated(requests_per_minute=300))},
+    )
+    measured = measure_virtually(scenario)
+    assert (measured.failed, measured.ran.left, measured.ran.ended) == (0, 0, None)
+    settled = [at for at in away if at > 200]
+    assert 8 <= len(settled) <= 12
+    assert min(after - before for before, after in pairwise([at for at in settled if at > 240])) >= 59
+    (azure,) = measured.azures.values()
+    assert sum(tokens > 0 and 775 <= at < 795 for at, tokens in azure.counted) >= 0.98 * 100, "full speed again"
+
+
+def test_an_outage_longer_than_allowed_ends_the_run_and_fails_no_row() -> None:
+    def judge(since: float) -> httpx.Response | None:
+        return httpx.Response(503) if since >= 100 else None
+
+    quota = Quota(requests_per_minute=300)
+    scenario = Scenario(
+        name="outage",
+        make=lambda clock: {"d": (Azure(clock=clock, quota=quota, fault=judge), Stated(requests_per_minute=300))},
+    )
+    measured = measure_virtually(scenario)
+    assert isinstance(measured.ran.ended, StoppedEarlyError)
+    assert measured.failed == 0
+    said = re.search(r"nothing for (\d+) s", str(measured.ran.ended))
+    assert said is not None
+    assert 1800 < int(said[1]) < 1870, "the first probe after half an hour"
+
+
+def test_a_scenario_is_the_same_each_time() -> None:
+    short = Scenario(name="short", make=BY_NAME["absent"].make, ideal_s=70.0)
+    assert str(measure_virtually(short)) == str(measure_virtually(short))

@@ -1,0 +1,78 @@
+"""When a deployment is away, and when it is looked for."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.pace.outage import FAILURES, LAST_PROBE_S, SILENCE_S, Outage
+
+
+def answered_once(workers: int = 4) -> Outage:
+    outage = Outage(workers=workers)
+    outage.answered()
+    return outage
+
+
+@pytest.mark.parametrize(("workers", "least"), [(1, FAILURES), (20, 20), (64, 64)])
+def test_it_takes_half_a_minute_and_twenty_failures_or_as_many_as_workers(workers: int, least: int) -> None:
+    outage = answered_once(workers)
+    assert not any(outage.failed(SILENCE_S * number / least) for number in range(least))
+    assert not outage.on
+    assert outage.failed(SILENCE_S)
+    assert outage.on
+    assert not outage.failed(SILENCE_S + 1), "it begins once"
+
+
+def test_few_failures_in_a_long_time_are_none() -> None:
+    outage = answered_once()
+    assert not any(outage.failed(100.0 * number) for number in range(FAILURES - 1))
+
+
+def test_an_answer_in_between_begins_the_silence_anew() -> None:
+    outage = answered_once()
+    for number in range(1000):
+        assert not outage.failed(number)
+        if number % FAILURES == 0:
+            assert not outage.answered()
+    assert not outage.on
+
+
+def test_probes_go_after_one_two_four_up_to_sixty_seconds_and_the_first_answer_ends_it() -> None:
+    outage = answered_once()
+    now = 0.0
+    while not outage.failed(now):
+        now += 2
+    pauses, last = [], now
+    for _ in range(9):
+        pauses.append(outage.probe_at - last)
+        last = outage.probe_at
+        outage.probed(last)
+        outage.failed(last + 0.1)
+    assert pauses == [1, 2, 4, 8, 16, 32, LAST_PROBE_S, LAST_PROBE_S, LAST_PROBE_S]
+    assert outage.answered()
+    assert not outage.on
+    assert outage.since is None
+
+
+def test_a_fault_is_the_services_while_it_has_answered_nobody() -> None:
+    outage = Outage(workers=4)
+    assert outage.explains
+    outage.answered()
+    assert not outage.explains
+
+
+def test_twenty_faults_without_an_answer_are_the_services() -> None:
+    outage = answered_once()
+    for number in range(FAILURES):
+        assert not outage.explains
+        outage.failed(number / 10)
+    assert outage.explains
+    outage.answered()
+    assert not outage.explains
+
+
+def test_refusals_to_be_waited_out_are_silence_but_no_outage() -> None:
+    outage = answered_once()
+    for number in range(1000):
+        outage.throttled(float(number))
+    assert (outage.on, outage.since, outage.explains) == (False, 0.0, False)
