@@ -41,6 +41,7 @@ class Event(StrEnum):
     ROW_FAILED = "row_failed"
     PACK_SPLIT = "pack_split"
     PAUSED = "paused"
+    ANOTHER_MODEL = "another_model"
     DEPLOYMENT_SET_ASIDE = "deployment_set_aside"
     PART_SEALED = "part_sealed"
     PROGRESS = "progress"

@@ -175,10 +175,10 @@ class RowResult:
 
     Where `CHUNK` is among the columns, each value is a list with an entry for every piece of the row.
 
-    `response` is the reply's JSON, kept or dropped by `output.raw`. What is not yet an end asks for more: `files` to
-    be written, `fetch`, a URL whose content completes the result (`Fetching.fetched`), or `again`, the item to be
-    sent once more in this one's place: what came stands if that fails, unless `values` is None. The row has the usage
-    of both.
+    `response` is the reply's JSON, kept or dropped by `output.raw`; `model` who answered, where the reply says so.
+    What is not yet an end asks for more: `files` to be written, `fetch`, a URL whose content completes the result
+    (`Fetching.fetched`), or `again`, the item to be sent once more in this one's place: what came stands if that
+    fails, unless `values` is None. The row has the usage of both.
     """
 
     ordinal: int
@@ -186,6 +186,7 @@ class RowResult:
     error: ErrorInfo | None = None
     usage: Usage | None = None
     response: bytes | None = None
+    model: str | None = None
     files: tuple[OutputFile, ...] = ()
     fetch: str | None = None
     again: Item | None = None

@@ -162,6 +162,7 @@ class _Run:
                     journal=journal,
                     operation=self.operation,
                     facts=dict(known.facts) if known else {},
+                    models=known.models if known else (),
                     rules=LaneRules(
                         retry=RetryRules(max_attempts=job.run.max_attempts, max_pause_s=job.run.max_pause_s),
                         raw=_raw(job),

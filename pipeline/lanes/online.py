@@ -129,6 +129,7 @@ class OnlineLane:
         journal: Journal,
         operation: Operation,
         facts: dict[str, int],
+        models: Sequence[str],
         rules: LaneRules,
         fetcher: Fetcher | None,
         stop: Stop,
@@ -136,13 +137,14 @@ class OnlineLane:
         clock: Clock,
         random: Callable[[], float],
     ) -> None:
-        """Wire it up. `facts` are those that earlier invocations fixed; `fetcher` is for operations that fetch."""
+        """Wire it up. `facts` and `models` are those of earlier invocations; `fetcher` is for operations that fetch."""
         self.operation = operation.settled(facts)
         self.in_flight = 0
         self._plan = plan
         self._pool = pool
         self._journal = journal
         self._facts = facts
+        self._models = list(models)
         self._rules = rules
         self._fetcher = fetcher
         self._stop = stop
@@ -347,6 +349,7 @@ class OnlineLane:
     async def _answered(self, asked: _Asked, sent: _Sent) -> Outcome | None:
         """Complete the answer; None where it asks for another in its place."""
         await self._learn(sent.results)
+        await self._notice_model(sent)
         results = [await self._fetched(row, sent.deployment) for row in sent.results]
         outcome = _completed(asked, self._outcome(asked, sent.deployment, sent.exchange, results))
         if (again := results[0].again) is None:
@@ -354,6 +357,20 @@ class OnlineLane:
             return outcome
         asked.first, asked.items, asked.history = outcome, (again,), History()
         return None
+
+    async def _notice_model(self, sent: _Sent) -> None:
+        """Keep which models answer; another one than before is said, for rows of one run should be comparable."""
+        model = sent.results[0].model
+        if model is None or model in self._models:
+            return
+        if self._models:
+            before = ", ".join(self._models)
+            self._commits.say(
+                Event.ANOTHER_MODEL, Level.WARNING, deployment=sent.deployment.name, model=model, before=before
+            )
+        self._models.append(model)
+        with anyio.CancelScope(shield=True):
+            await self._journal.note("models", self._models)
 
     def _sized(self, items: tuple[Item, ...]) -> tuple[Item, ...]:
         """The item with its answer bounded by what answers of this job need, where the job asks for that."""
@@ -544,7 +561,7 @@ class OnlineLane:
             request=RequestInfo(
                 attempts=sum(attempt.verdict not in _NO_ATTEMPT for attempt in asked.attempts),
                 deployment=deployment.name,
-                model=deployment.target.model,
+                model=next((row.model for row in results if row.model is not None), deployment.target.model),
                 variant=self._rules.variant,
                 client_request_id=exchange.client_request_id,
                 request_id=exchange.request_id,

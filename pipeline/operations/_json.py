@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -9,6 +11,7 @@ import orjson
 from pipeline.errors import ReplyError, RowError
 from pipeline.model import Reply, Usage
 
+_MODEL = re.compile(r"[!-~]{1,200}")
 _MAX_INT64 = 2**63 - 1
 
 
@@ -54,6 +57,12 @@ def write_json(value: Any) -> str:
         return orjson.dumps(value).decode()
     except orjson.JSONEncodeError:
         raise bad_reply("the reply nests too deep") from None
+
+
+def read_model(root: Mapping[str, Any]) -> str | None:
+    """Read which model answered; None where the reply does not say it in a word."""
+    model = root.get("model")
+    return model if type(model) is str and _MODEL.fullmatch(model) else None
 
 
 def read_usage(value: Any) -> Usage | None:

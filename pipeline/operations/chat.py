@@ -17,7 +17,7 @@ from pipeline.operations import OperationEntry
 from pipeline.operations._asked import Asked, ask, call, sized, take_stream, takes_usage_option, truncated
 from pipeline.operations._chunks import read_choices, read_completion
 from pipeline.operations._filter import filter_column
-from pipeline.operations._json import bad_reply, read_usage, too_deep, write_body, write_json
+from pipeline.operations._json import bad_reply, read_model, read_usage, too_deep, write_body, write_json
 from pipeline.operations._pictures import (
     LOW_DETAIL_PICTURE_TOKENS,
     MARK,
@@ -140,7 +140,9 @@ class ChatOperation:
             "time_to_first_token_ms": answer.first_token_ms,
         }
         usage = read_usage(root.get("usage"))
-        result = RowResult(ordinal=item.ordinal, values=values, usage=usage, response=answer.response)
+        result = RowResult(
+            ordinal=item.ordinal, values=values, usage=usage, response=answer.response, model=read_model(root)
+        )
         if finish_reason == "length":
             return [truncated(item, result, policy=self.on_truncated, field="max_completion_tokens")]
         return [self._checked(item.content, result)]

@@ -14,7 +14,7 @@ from pipeline.operations import OperationEntry
 from pipeline.operations._asked import ask, call, sized, take_stream, takes_usage_option, truncated
 from pipeline.operations._chunks import read_choices, read_completion
 from pipeline.operations._filter import filter_column
-from pipeline.operations._json import bad_reply, read_usage, too_deep, write_json
+from pipeline.operations._json import bad_reply, read_model, read_usage, too_deep, write_json
 from pipeline.operations._sse import StreamRefused
 from pipeline.operations.base import PackLimits
 
@@ -92,7 +92,9 @@ class CompletionsOperation:
             "time_to_first_token_ms": answer.first_token_ms,
         }
         usage = read_usage(answer.root.get("usage"))
-        result = RowResult(ordinal=item.ordinal, values=values, usage=usage, response=answer.response)
+        result = RowResult(
+            ordinal=item.ordinal, values=values, usage=usage, response=answer.response, model=read_model(answer.root)
+        )
         if first.get("finish_reason") == "length":
             return [truncated(item, result, policy=self.on_truncated, field="max_tokens")]
         return [result]

@@ -18,7 +18,7 @@ from pipeline.job.template import RequestTemplate, compile_request, request_temp
 from pipeline.job.tokens import at_most, count, cut, estimate, max_input_tokens
 from pipeline.model import CHUNK, Call, ErrorInfo, Item, Reply, Row, RowResult, Target, Usage
 from pipeline.operations import OperationEntry
-from pipeline.operations._json import bad_reply, read_object, read_usage, too_deep, write_body
+from pipeline.operations._json import bad_reply, read_model, read_object, read_usage, too_deep, write_body
 from pipeline.operations._text_pieces import split_text
 from pipeline.operations.base import PackLimits
 
@@ -180,13 +180,14 @@ class EmbeddingsOperation:
         root = read_object(reply)
         places = _places(items)
         vectors = self._vectors(root.get("data"), len(places))
+        model = read_model(root)
         usages = _share(read_usage(root.get("usage")), [item.tokens for item in items])
         results = []
         for item, usage in zip(items, usages, strict=True):
             own = [places[piece] for piece in item.content.pieces]
             response = _response(root, own if self._splits else own[0], usage) if self.keep_response else None
             values = self._values([vectors[place] for place in own])
-            results.append(RowResult(ordinal=item.ordinal, values=values, usage=usage, response=response))
+            results.append(RowResult(ordinal=item.ordinal, values=values, usage=usage, response=response, model=model))
         return results
 
     @property

@@ -17,7 +17,7 @@ from pipeline.operations import OperationEntry
 from pipeline.operations._asked import Asked, ask, call, sized, take_stream, truncated
 from pipeline.operations._checks import refuse
 from pipeline.operations._filter import filter_column
-from pipeline.operations._json import bad_reply, read_object, read_usage, too_deep, write_body, write_json
+from pipeline.operations._json import bad_reply, read_model, read_object, read_usage, too_deep, write_body, write_json
 from pipeline.operations._pictures import (
     LOW_DETAIL_PICTURE_TOKENS,
     MARK,
@@ -146,7 +146,9 @@ class ResponsesOperation:
         if status not in ("completed", "incomplete"):
             raise bad_reply("the response is neither completed, incomplete nor failed")
         values = {**_output(root), "time_to_first_token_ms": answer.first_token_ms}
-        result = RowResult(ordinal=item.ordinal, values=values, usage=usage, response=answer.response)
+        result = RowResult(
+            ordinal=item.ordinal, values=values, usage=usage, response=answer.response, model=read_model(root)
+        )
         if values["finish_reason"] == "length":
             return [truncated(item, result, policy=self.on_truncated, field="max_output_tokens")]
         return [self._checked(item.content, result)]

@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 class Earlier:
     """What the journal says of an earlier invocation. `semantic` is the job's semantic keys, `ok` the rows answered.
 
-    `files` is the input's identity, `schema` its types, `facts` what replies fixed, `begun` whether rows were read.
+    `files` is the input's identity, `schema` its types, `facts` what replies fixed, `models` who answered, `begun`
+    whether rows were read.
     """
 
     semantic: dict[str, Any]
     schema: pa.Schema | None
     files: list[list[Any]]
     facts: dict[str, int]
+    models: list[str]
     variants: dict[str, Any]
     ok: int
     begun: bool
@@ -60,6 +62,7 @@ def earlier(layout: Layout) -> Earlier | None:
                 schema=_read_schema(schema) if schema else None,
                 files=reader.noted("files") or [],
                 facts=reader.noted("facts") or {},
+                models=reader.noted("models") or [],
                 variants=reader.noted("variants") or {},
                 ok=reader.totals().ok,
                 begun=bool(reader.parts() or reader.spans()),

@@ -494,3 +494,22 @@ async def test_a_service_that_quotes_the_key_and_the_prompt_does_not_get_them_in
     assert b"k" * 32 not in written
     assert prompt.encode() not in written
     assert all(prompt not in str(event) and "k" * 32 not in str(event) for event in bench.events)
+
+
+def named(model: str | None) -> httpx.Response:
+    choice = {"index": 0, "message": {"role": "assistant", "content": "yes"}, "finish_reason": "stop"}
+    return httpx.Response(200, json={"choices": [choice], **({"model": model} if model else {})})
+
+
+@pytest.mark.anyio
+async def test_a_row_says_which_model_answered_it_and_another_one_is_said_once(bench: Bench) -> None:
+    models = ["m-2024", "m-2024", "m-2025", None, "m-2024", "m-2025", "bad name", "m-2026"]
+    bench.texts(*map(str, range(len(models))))
+    await bench.run(Service(lambda texts, _: named(models[int(texts[0])])), limit=7)
+    said = [(event["model"], event["before"]) for event in bench.events if event["event"] == "another_model"]
+    assert said == [("m-2025", "m-2024")]
+    await bench.run(Service(lambda texts, _: named(models[int(texts[0])])))
+    said = [(event["model"], event["before"]) for event in bench.events if event["event"] == "another_model"]
+    assert said[1:] == [("m-2026", "m-2024, m-2025")]
+    expected = ["m-2024", "m-2024", "m-2025", "unknown", "m-2024", "m-2025", "unknown", "m-2026"]
+    assert [row["request"]["model"] for row in bench.table()] == expected
