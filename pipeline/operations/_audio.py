@@ -9,21 +9,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import orjson
 
-from pipeline.errors import MediaError, RowError, RowProblem
+from pipeline.errors import MediaError, RowError
 from pipeline.job.spec import parse_duration
 from pipeline.job.template import RequestTemplate, compile_request, compile_text, has_template
 from pipeline.media import audio
 from pipeline.media.files import MediaFile, find_media
-from pipeline.model import Call, ErrorInfo, Item, OutputFile, Reply, Row, RowResult, Target, Usage
+from pipeline.model import Call, Item, OutputFile, Reply, Row, RowResult, Target, Usage
 from pipeline.operations import _multipart, _subtitles, _transcript
 from pipeline.operations._checks import is_fixed, refuse
 from pipeline.operations._joining import Piece, Timed, join_cues, join_segments, join_texts, join_words
-from pipeline.operations._json import too_deep
-from pipeline.operations.base import PackLimits
+from pipeline.operations._one_row import OneRow
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -78,7 +77,7 @@ class Recording:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AudioOperation:
+class AudioOperation(OneRow):
     """One row, one recording, one request, or one for every piece of a recording too long for one.
 
     `file_column` is the column that may hold the recording itself. `cut_after_s`: longer ones are cut; None leaves it
@@ -87,7 +86,6 @@ class AudioOperation:
 
     name: str
     endpoint: str
-    template: RequestTemplate
     file: RequestTemplate
     file_column: str | None
     media_root: Path | None
@@ -96,7 +94,6 @@ class AudioOperation:
     subtitle_files: bool
     keep_response: bool
     reads_files: bool = True
-    limits: PackLimits = field(default_factory=PackLimits)
 
     @property
     def columns(self) -> frozenset[str] | None:
@@ -105,21 +102,13 @@ class AudioOperation:
             return None
         return self.template.columns | self.file.columns
 
-    def prepare(self, rows: Sequence[Row]) -> list[Item | ErrorInfo]:
+    def item(self, row: Row) -> Item:
         """Render and look at the recordings' first bytes.
 
         Row errors carry the codes `empty`, `type` and `unsupported`; those of recordings are find_media's and `kind`,
         for what no speech service takes.
         """
-        return [self._prepare(row) for row in rows]
-
-    def _prepare(self, row: Row) -> Item | ErrorInfo:
-        try:
-            return Item(ordinal=row.ordinal, content=self._recording(row.values), tokens=0)
-        except RowProblem as problem:
-            return problem.info
-        except RecursionError:
-            return too_deep().info
+        return Item(ordinal=row.ordinal, content=self._recording(row.values), tokens=0)
 
     def _recording(self, values: Mapping[str, Any]) -> Recording:
         body = self.template.render(values)
@@ -220,18 +209,6 @@ class AudioOperation:
             response=heard.response if self.keep_response else None,
             files=files,
         )
-
-    def blame(self, items: Sequence[Item], error: ErrorInfo) -> int | None:  # noqa: ARG002 - the protocol's
-        """Name nobody: a request holds one row."""
-        return None
-
-    def facts(self, results: Sequence[RowResult]) -> Mapping[str, int]:  # noqa: ARG002 - the protocol's
-        """Transcripts fix nothing for the run."""
-        return {}
-
-    def settled(self, facts: Mapping[str, int]) -> Self:  # noqa: ARG002 - the protocol's
-        """Nothing to bind."""
-        return self
 
     def schema(self) -> pa.Schema:
         """Text, language, length, segments and words; `subtitles_path` where subtitles go to files."""

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from pipeline.errors import RowError, RowProblem
-from pipeline.job.template import RequestTemplate, request_template
+from pipeline.errors import RowError
+from pipeline.job.template import request_template
 from pipeline.job.tokens import estimate
-from pipeline.model import Call, ErrorInfo, Item, Reply, Row, RowResult, Target
+from pipeline.model import Call, Item, Reply, Row, RowResult, Target
 from pipeline.operations import OperationEntry
 from pipeline.operations._asked import Asked, ask, call, sized, take_stream, takes_usage_option, truncated
 from pipeline.operations._chunks import read_choices, read_completion
 from pipeline.operations._filter import filter_column
-from pipeline.operations._json import bad_reply, read_model, read_usage, too_deep, write_body, write_json
+from pipeline.operations._json import bad_reply, read_model, read_usage, write_body, write_json
+from pipeline.operations._one_row import OneRow
 from pipeline.operations._pictures import (
     LOW_DETAIL_PICTURE_TOKENS,
     MARK,
@@ -27,7 +28,6 @@ from pipeline.operations._pictures import (
 )
 from pipeline.operations._schema import fitting
 from pipeline.operations._sse import StreamRefused
-from pipeline.operations.base import PackLimits
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -56,7 +56,7 @@ _TEXTS = ("output_text", "refusal", "finish_reason", "tool_calls", "choices", "c
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChatOperation:
+class ChatOperation(OneRow):
     """One row, one request. An item's content is an `Asked`.
 
     `media_root` is the folder of the rows' pictures, `data_columns` are the columns that hold pictures themselves.
@@ -64,13 +64,11 @@ class ChatOperation:
     fails answers that do not fit the schema that the request asks for.
     """
 
-    template: RequestTemplate
     media_root: Path | None = None
     data_columns: frozenset[str] = frozenset()
     on_truncated: str = "keep"
     fail_invalid_json: bool = False
     name: str = "chat"
-    limits: PackLimits = field(default_factory=PackLimits)
 
     @property
     def columns(self) -> frozenset[str] | None:
@@ -82,23 +80,15 @@ class ChatOperation:
         """Whether rows may name pictures, or bring them along to be encoded: both take their time."""
         return self.media_root is not None or bool(self.data_columns)
 
-    def prepare(self, rows: Sequence[Row]) -> list[Item | ErrorInfo]:
+    def item(self, row: Row) -> Item:
         """Render and check; row errors carry the codes `empty`, `type`, `too_long`, media errors those of pictures."""
-        return [self._prepare(row) for row in rows]
-
-    def _prepare(self, row: Row) -> Item | ErrorInfo:
-        try:
-            body = self.template.render(row.values)
-            stream = take_stream(body)
-            body["messages"], pictures = take_pictures(
-                body.get("messages"), row.values, root=self.media_root, style="chat", place="request.messages"
-            )
-            tokens = _check(body)
-            asked = ask(body, bounds=_BOUNDS, copies=_copies(body), stream=stream, pictures=pictures)
-        except RowProblem as problem:
-            return problem.info
-        except RecursionError:
-            return too_deep().info
+        body = self.template.render(row.values)
+        stream = take_stream(body)
+        body["messages"], pictures = take_pictures(
+            body.get("messages"), row.values, root=self.media_root, style="chat", place="request.messages"
+        )
+        tokens = _check(body)
+        asked = ask(body, bounds=_BOUNDS, copies=_copies(body), stream=stream, pictures=pictures)
         return Item(ordinal=row.ordinal, tokens=tokens + asked.output_tokens, content=asked)
 
     def build(self, items: Sequence[Item], target: Target) -> Call:
@@ -160,18 +150,6 @@ class ChatOperation:
     def sized(self, item: Item, output_tokens: int) -> Item | None:
         """Bound the answer by fewer tokens than the job does."""
         return sized(item, output_tokens)
-
-    def blame(self, items: Sequence[Item], error: ErrorInfo) -> int | None:  # noqa: ARG002 - the protocol's
-        """Name nobody: a request holds one row."""
-        return None
-
-    def facts(self, results: Sequence[RowResult]) -> Mapping[str, int]:  # noqa: ARG002 - the protocol's
-        """Answers fix nothing for the run."""
-        return {}
-
-    def settled(self, facts: Mapping[str, int]) -> Self:  # noqa: ARG002 - the protocol's
-        """Nothing to bind."""
-        return self
 
     def schema(self) -> pa.Schema:
         """Six texts, of which `tool_calls`, `choices` and `content_filter` are JSON, null when the reply held none.

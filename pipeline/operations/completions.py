@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import RowError, RowProblem
-from pipeline.job.template import RequestTemplate, request_template
+from pipeline.errors import RowError
+from pipeline.job.template import request_template
 from pipeline.job.tokens import estimate
-from pipeline.model import Call, ErrorInfo, Item, Reply, Row, RowResult, Target
+from pipeline.model import Call, Item, Reply, Row, RowResult, Target
 from pipeline.operations import OperationEntry
 from pipeline.operations._asked import ask, call, sized, take_stream, takes_usage_option, truncated
 from pipeline.operations._chunks import read_choices, read_completion
 from pipeline.operations._filter import filter_column
-from pipeline.operations._json import bad_reply, read_model, read_usage, too_deep, write_json
+from pipeline.operations._json import bad_reply, read_model, read_usage, write_json
+from pipeline.operations._one_row import OneRow
 from pipeline.operations._sse import StreamRefused
-from pipeline.operations.base import PackLimits
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,37 +33,22 @@ _USAGE_OPTION_SINCE = "2025-04-01"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CompletionsOperation:
+class CompletionsOperation(OneRow):
     """One row, one request. An item's content is an `Asked`.
 
     `on_truncated` is what becomes of a text that its token limit cut: keep, fail or retry.
     """
 
-    template: RequestTemplate
     on_truncated: str = "keep"
     name: str = "completions"
     reads_files: bool = False
-    limits: PackLimits = field(default_factory=PackLimits)
 
-    @property
-    def columns(self) -> frozenset[str] | None:
-        """The columns that the request's templates read."""
-        return self.template.columns
-
-    def prepare(self, rows: Sequence[Row]) -> list[Item | ErrorInfo]:
+    def item(self, row: Row) -> Item:
         """Render and check; row errors carry the codes `empty` and `type`."""
-        return [self._prepare(row) for row in rows]
-
-    def _prepare(self, row: Row) -> Item | ErrorInfo:
-        try:
-            body = self.template.render(row.values)
-            stream = take_stream(body)
-            tokens = _prompt_tokens(body.get("prompt"))
-            asked = ask(body, bounds=_BOUNDS, copies=_copies(body), stream=stream)
-        except RowProblem as problem:
-            return problem.info
-        except RecursionError:
-            return too_deep().info
+        body = self.template.render(row.values)
+        stream = take_stream(body)
+        tokens = _prompt_tokens(body.get("prompt"))
+        asked = ask(body, bounds=_BOUNDS, copies=_copies(body), stream=stream)
         return Item(ordinal=row.ordinal, tokens=tokens + asked.output_tokens, content=asked)
 
     def build(self, items: Sequence[Item], target: Target) -> Call:
@@ -102,18 +87,6 @@ class CompletionsOperation:
     def sized(self, item: Item, output_tokens: int) -> Item | None:
         """Bound the answer by fewer tokens than the job does."""
         return sized(item, output_tokens)
-
-    def blame(self, items: Sequence[Item], error: ErrorInfo) -> int | None:  # noqa: ARG002 - the protocol's
-        """Name nobody: a request holds one row."""
-        return None
-
-    def facts(self, results: Sequence[RowResult]) -> Mapping[str, int]:  # noqa: ARG002 - the protocol's
-        """Texts fix nothing for the run."""
-        return {}
-
-    def settled(self, facts: Mapping[str, int]) -> Self:  # noqa: ARG002 - the protocol's
-        """Nothing to bind."""
-        return self
 
     def schema(self) -> pa.Schema:
         """Texts, of which `choices` and `content_filter` are JSON; `time_to_first_token_ms` is null unless streamed."""

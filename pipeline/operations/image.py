@@ -5,22 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 import pybase64
 
-from pipeline.errors import RowError, RowProblem
+from pipeline.errors import RowError
 from pipeline.job.batch import BATCH_FORMAT
-from pipeline.job.template import RequestTemplate, request_template
+from pipeline.job.template import request_template
 from pipeline.job.tokens import estimate
 from pipeline.model import Call, ErrorInfo, ErrorType, Item, Reply, Row, RowResult, Target
 from pipeline.operations import OperationEntry
 from pipeline.operations._checks import is_fixed, refuse, text_of
 from pipeline.operations._filter import filter_column
-from pipeline.operations._json import bad_reply, read_object, read_usage, too_deep, write_body, write_json
+from pipeline.operations._json import bad_reply, read_object, read_usage, write_body, write_json
 from pipeline.operations._media_out import Media, kept_bytes, media_fields, place_media
-from pipeline.operations.base import PackLimits
+from pipeline.operations._one_row import OneRow
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -62,16 +62,14 @@ class Prompt(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImageOperation:
+class ImageOperation(OneRow):
     """One row, one request, one picture. `models` are those behind the deployments."""
 
-    template: RequestTemplate
     media: Media
     models: tuple[str, ...]
     keep_response: bool = False
     name: str = "image"
     reads_files: bool = False
-    limits: PackLimits = field(default_factory=PackLimits)
     _families: frozenset[str | None] = field(init=False)
     _max_characters: int | None = field(init=False)
 
@@ -82,27 +80,14 @@ class ImageOperation:
         most = None if None in families else max(MAX_CHARACTERS[each] for each in families if each is not None)
         object.__setattr__(self, "_max_characters", most)
 
-    @property
-    def columns(self) -> frozenset[str] | None:
-        """The columns that the request's templates read."""
-        return self.template.columns
-
-    def prepare(self, rows: Sequence[Row]) -> list[Item | ErrorInfo]:
+    def item(self, row: Row) -> Item:
         """Render and check; row errors carry the codes `empty`, `type`, `too_long` and `unsupported`."""
-        return [self._prepare(row) for row in rows]
-
-    def _prepare(self, row: Row) -> Item | ErrorInfo:
-        try:
-            body = self.template.render(row.values)
-            prompt = text_of(body, "prompt", most=self._max_characters, taker="the model")
-            for name in _JUDGED:
-                if name in body and (problem := self._unfit(name, body[name])):
-                    raise RowError(code="unsupported", message=f"request.{name} {problem}")
-            content = Prompt(write_body(body), "response_format" in body)
-        except RowProblem as problem_:
-            return problem_.info
-        except RecursionError:
-            return too_deep().info
+        body = self.template.render(row.values)
+        prompt = text_of(body, "prompt", most=self._max_characters, taker="the model")
+        for name in _JUDGED:
+            if name in body and (problem := self._unfit(name, body[name])):
+                raise RowError(code="unsupported", message=f"request.{name} {problem}")
+        content = Prompt(write_body(body), "response_format" in body)
         tokens = estimate(len(prompt))
         if _GPT_IMAGE in self._families:
             tokens += _picture_tokens(body)
@@ -177,18 +162,6 @@ class ImageOperation:
         """Put the picture where the job wants it. Raises ReplyError where the content is none."""
         values, files = place_media("image", self.media, content, kind_of(content))
         return replace(result, values={**values, **(result.values or {})}, files=files, fetch=None)
-
-    def blame(self, items: Sequence[Item], error: ErrorInfo) -> int | None:  # noqa: ARG002 - the protocol's
-        """Name nobody: a request holds one row."""
-        return None
-
-    def facts(self, results: Sequence[RowResult]) -> Mapping[str, int]:  # noqa: ARG002 - the protocol's
-        """Pictures fix nothing for the run."""
-        return {}
-
-    def settled(self, facts: Mapping[str, int]) -> Self:  # noqa: ARG002 - the protocol's
-        """Nothing to bind."""
-        return self
 
     def schema(self) -> pa.Schema:
         """`image`, `image_path` or both, as `output.media` says; `revised_prompt`, and `content_filter` as JSON."""

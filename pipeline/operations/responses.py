@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from pipeline.errors import ReplyError, RowError, RowProblem
-from pipeline.job.template import RequestTemplate, request_template
+from pipeline.errors import ReplyError, RowError
+from pipeline.job.template import request_template
 from pipeline.job.tokens import estimate
 from pipeline.model import Call, ErrorInfo, ErrorType, Item, Reply, Row, RowResult, Target
 from pipeline.operations import OperationEntry
 from pipeline.operations._asked import Asked, ask, call, sized, take_stream, truncated
 from pipeline.operations._checks import refuse
 from pipeline.operations._filter import filter_column
-from pipeline.operations._json import bad_reply, read_model, read_object, read_usage, too_deep, write_body, write_json
+from pipeline.operations._json import bad_reply, read_model, read_object, read_usage, write_body, write_json
+from pipeline.operations._one_row import OneRow
 from pipeline.operations._pictures import (
     LOW_DETAIL_PICTURE_TOKENS,
     MARK,
@@ -27,7 +28,6 @@ from pipeline.operations._pictures import (
 )
 from pipeline.operations._schema import fitting
 from pipeline.operations._sse import StreamRefused, arrived_ms, events, is_stream, read_event
-from pipeline.operations.base import PackLimits
 from pipeline.service.classify import error_info
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class _Answer(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ResponsesOperation:
+class ResponsesOperation(OneRow):
     """One row, one request. An item's content is an `Asked`.
 
     `media_root` is the folder of the rows' pictures, `data_columns` are the columns that hold pictures themselves.
@@ -75,13 +75,11 @@ class ResponsesOperation:
     fails answers that do not fit the schema that the request asks for.
     """
 
-    template: RequestTemplate
     media_root: Path | None = None
     data_columns: frozenset[str] = frozenset()
     on_truncated: str = "keep"
     fail_invalid_json: bool = False
     name: str = "responses"
-    limits: PackLimits = field(default_factory=PackLimits)
 
     @property
     def columns(self) -> frozenset[str] | None:
@@ -93,30 +91,22 @@ class ResponsesOperation:
         """Whether rows may name pictures, or bring them along to be encoded: both take their time."""
         return self.media_root is not None or bool(self.data_columns)
 
-    def prepare(self, rows: Sequence[Row]) -> list[Item | ErrorInfo]:
+    def item(self, row: Row) -> Item:
         """Render and check.
 
         Row errors carry the codes `empty`, `type`, `too_long` and `unsupported`, media errors those of pictures.
         """
-        return [self._prepare(row) for row in rows]
-
-    def _prepare(self, row: Row) -> Item | ErrorInfo:
-        try:
-            body = self.template.render(row.values)
-            if body.get("background"):
-                raise RowError(code="unsupported", message=_BACKGROUND)
-            stream = take_stream(body)
-            pictures: tuple[Any, ...] = ()
-            if "input" in body:
-                body["input"], pictures = take_pictures(
-                    body["input"], row.values, root=self.media_root, style="responses", place="request.input"
-                )
-            tokens = _check(body)
-            asked = ask(body, bounds=_BOUNDS, copies=1, stream=stream, pictures=pictures)
-        except RowProblem as problem:
-            return problem.info
-        except RecursionError:
-            return too_deep().info
+        body = self.template.render(row.values)
+        if body.get("background"):
+            raise RowError(code="unsupported", message=_BACKGROUND)
+        stream = take_stream(body)
+        pictures: tuple[Any, ...] = ()
+        if "input" in body:
+            body["input"], pictures = take_pictures(
+                body["input"], row.values, root=self.media_root, style="responses", place="request.input"
+            )
+        tokens = _check(body)
+        asked = ask(body, bounds=_BOUNDS, copies=1, stream=stream, pictures=pictures)
         return Item(ordinal=row.ordinal, tokens=tokens + asked.output_tokens, content=asked)
 
     def build(self, items: Sequence[Item], target: Target) -> Call:
@@ -164,18 +154,6 @@ class ResponsesOperation:
     def sized(self, item: Item, output_tokens: int) -> Item | None:
         """Bound the answer by fewer tokens than the job does."""
         return sized(item, output_tokens)
-
-    def blame(self, items: Sequence[Item], error: ErrorInfo) -> int | None:  # noqa: ARG002 - the protocol's
-        """Name nobody: a request holds one row."""
-        return None
-
-    def facts(self, results: Sequence[RowResult]) -> Mapping[str, int]:  # noqa: ARG002 - the protocol's
-        """Answers fix nothing for the run."""
-        return {}
-
-    def settled(self, facts: Mapping[str, int]) -> Self:  # noqa: ARG002 - the protocol's
-        """Nothing to bind."""
-        return self
 
     def schema(self) -> pa.Schema:
         """Six texts, of which `tool_calls` and `content_filter` are JSON, null when the response held none.

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from pipeline.errors import ReplyError, RowError, RowProblem
-from pipeline.job.template import RequestTemplate, compile_request
-from pipeline.model import Call, ErrorInfo, Item, Reply, Row, RowResult, Target, Usage
+from pipeline.errors import ReplyError, RowError
+from pipeline.job.template import compile_request
+from pipeline.model import Call, Item, Reply, Row, RowResult, Target, Usage
 from pipeline.operations import OperationEntry
 from pipeline.operations._checks import is_fixed, refuse, text_of
-from pipeline.operations._json import bad_reply, too_deep, write_body
+from pipeline.operations._json import bad_reply, write_body
 from pipeline.operations._media_out import Media, kept_bytes, media_fields, place_media
-from pipeline.operations.base import PackLimits
+from pipeline.operations._one_row import OneRow
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -57,32 +57,17 @@ class Speech(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SpeechOperation:
+class SpeechOperation(OneRow):
     """One row, one request. The service counts characters, so that a request costs no tokens of the quota."""
 
-    template: RequestTemplate
     media: Media
     name: str = "speech"
     reads_files: bool = False
-    limits: PackLimits = field(default_factory=PackLimits)
 
-    @property
-    def columns(self) -> frozenset[str] | None:
-        """The columns that the request's templates read."""
-        return self.template.columns
-
-    def prepare(self, rows: Sequence[Row]) -> list[Item | ErrorInfo]:
+    def item(self, row: Row) -> Item:
         """Render and check; row errors carry the codes `empty`, `type`, `too_long`, `range` and `unsupported`."""
-        return [self._prepare(row) for row in rows]
-
-    def _prepare(self, row: Row) -> Item | ErrorInfo:
-        try:
-            body = self.template.render(row.values)
-            speech = _checked(body)
-        except RowProblem as problem:
-            return problem.info
-        except RecursionError:
-            return too_deep().info
+        body = self.template.render(row.values)
+        speech = _checked(body)
         return Item(
             ordinal=row.ordinal,
             content=speech,
@@ -107,18 +92,6 @@ class SpeechOperation:
         values, files = place_media("audio", self.media, reply.body, speech.format)
         usage = Usage(characters=speech.characters)
         return [RowResult(ordinal=item.ordinal, values=values, files=files, usage=usage)]
-
-    def blame(self, items: Sequence[Item], error: ErrorInfo) -> int | None:  # noqa: ARG002 - the protocol's
-        """Name nobody: a request holds one row."""
-        return None
-
-    def facts(self, results: Sequence[RowResult]) -> Mapping[str, int]:  # noqa: ARG002 - the protocol's
-        """Speech fixes nothing for the run."""
-        return {}
-
-    def settled(self, facts: Mapping[str, int]) -> Self:  # noqa: ARG002 - the protocol's
-        """Nothing to bind."""
-        return self
 
     def schema(self) -> pa.Schema:
         """`audio`, `audio_path`, or both, as `output.media` says."""
