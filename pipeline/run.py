@@ -20,6 +20,7 @@ from pipeline.engines.signals import obeyed_signals
 from pipeline.engines.tally import Tally
 from pipeline.errors import FolderHeldError, JobFileError, PipelineError, StoppedEarlyError
 from pipeline.job import change
+from pipeline.job.batch import BATCH_FORMAT
 from pipeline.job.load import check_columns
 from pipeline.lanes.online import LaneRules, OnlineLane
 from pipeline.lanes.stop import Stop
@@ -209,8 +210,11 @@ class _Run:
                         clock=clock,
                     )
                     watching.cancel_scope.cancel()
-                await self._finish(sealing, journal)
+                await self._finish(sealing)
                 summary = tally.ending(self.stop.cause)
+                if summary.state == "complete" and job.output.format == BATCH_FORMAT:
+                    await self._write_batch_lines(journal)
+                    summary = tally.ending(self.stop.cause)
         return self._tell(summary)
 
     def _open_fetcher(self) -> AbstractAsyncContextManager[Fetcher | None]:
@@ -241,18 +245,23 @@ class _Run:
             workers=self.job.run.workers,
         )
 
-    async def _finish(self, sealing: Sealing, journal: Journal) -> None:
+    async def _finish(self, sealing: Sealing) -> None:
         """Leave what is finished readable, unless the disk itself is what failed."""
         try:
             await sealing.finish(
                 self.source, values=columns_read(self.operation, self.rules), carried=self.rules.carried
             )
-            if self.job.output.format == "openai-batch":
-                with journal.reader() as reader:
-                    parts = [self.layout.part(part.name) for part in reader.parts()]
-                await anyio.to_thread.run_sync(
-                    lambda: write_batch_lines(self.layout.root, parts, id_column=self.job.input.id)
-                )
+        except PipelineError as error:
+            self.stop.request(error)
+
+    async def _write_batch_lines(self, journal: Journal) -> None:
+        """Write the Batch API's result lines of a run that is complete."""
+        with journal.reader() as reader:
+            parts = [self.layout.part(part.name) for part in reader.parts()]
+        try:
+            await anyio.to_thread.run_sync(
+                lambda: write_batch_lines(self.layout.root, parts, id_column=self.job.input.id)
+            )
         except PipelineError as error:
             self.stop.request(error)
 
@@ -318,4 +327,4 @@ def _raw(job: Job) -> str:
     """Which replies are kept: `auto` keeps all of those whose text is the result, else those of failed rows."""
     if job.output.raw != "auto":
         return job.output.raw
-    return "all" if job.operation in {"chat", "responses"} or job.output.format == "openai-batch" else "failed"
+    return "all" if job.operation in {"chat", "responses"} or job.output.format == BATCH_FORMAT else "failed"

@@ -140,6 +140,9 @@ class OnlineLane:
         """Wire it up. `facts` and `models` are those of earlier invocations; `fetcher` is for operations that fetch."""
         self.operation = operation.settled(facts)
         self.in_flight = 0
+        # To ask whether an operation is of a protocol takes 20 µs: too long for every row.
+        self._cutting = operation if isinstance(operation, Cutting) else None
+        self._sizing = operation if isinstance(operation, Sizing) else None
         self._plan = plan
         self._pool = pool
         self._journal = journal
@@ -195,7 +198,7 @@ class OnlineLane:
 
     async def _ask_all(self, items: tuple[Item, ...]) -> None:
         """Ask for every item. A refused pack is asked again in smaller packs; what is answered is committed at once."""
-        if isinstance(self.operation, Cutting) and await self._ask_in_pieces(self.operation, items[0]):
+        if self._cutting is not None and await self._ask_in_pieces(self._cutting, items[0]):
             return
         packs = [items]
         while packs:
@@ -245,23 +248,19 @@ class OnlineLane:
 
     async def _ask_piece(self, piece: Piece) -> None:
         """Ask for one piece, and keep what comes of it."""
-        operation = self.operation
-        assert isinstance(operation, Cutting)  # noqa: S101 - nobody else has pieces
+        assert self._cutting is not None  # noqa: S101 - nobody else has pieces
         outcome = await self._asked(_Asked(items=(piece.item,)))
         assert isinstance(outcome, Outcome)  # noqa: S101 - one item is not split
-        await self._commits.piece(operation.piece_key(piece.item), outcome)
+        await self._commits.piece(self._cutting.piece_key(piece.item), outcome)
         self._pieces.settle(piece, outcome)
 
     async def _asked(self, asked: _Asked) -> Outcome | _Split:
         """Send one request as often as it takes; where it is given up, its attempts are kept."""
         try:
             return await self._ask(asked)
-        except Stopped:
-            if (first := _standing(asked)) is not None:
+        except BaseException as end:
+            if isinstance(end, Stopped) and (first := _standing(asked)) is not None:
                 return first
-            await self._commits.attempts(tuple(asked.attempts))
-            raise
-        except BaseException:
             await self._commits.attempts(tuple(asked.attempts))
             raise
 
@@ -375,9 +374,9 @@ class OnlineLane:
     def _sized(self, items: tuple[Item, ...]) -> tuple[Item, ...]:
         """The item with its answer bounded by what answers of this job need, where the job asks for that."""
         bound = None if self._lengths is None else self._lengths.bound
-        if bound is None or len(items) != 1 or not isinstance(self.operation, Sizing):
+        if bound is None or len(items) != 1 or self._sizing is None:
             return items
-        smaller = self.operation.sized(items[0], bound)
+        smaller = self._sizing.sized(items[0], bound)
         return items if smaller is None else (smaller,)
 
     def _learn_length(self, results: Sequence[RowResult]) -> None:

@@ -92,6 +92,17 @@ async def test_lines_for_chat_are_sent_and_answered_in_the_batch_apis_form(tmp_p
     }
 
 
+async def test_a_run_writes_the_result_lines_once_it_is_complete(tmp_path: Path) -> None:
+    lines(tmp_path, "/v1/chat/completions", [chat("a"), chat(""), chat("c"), chat("d")])
+    job = job_file(tmp_path)
+    for limit in (2, 3):  # within a range, and at the end of one
+        await run_job(job, options=RunOptions(limit=limit), dice=lambda: 0.0, transport=Service())
+        assert not list((tmp_path / "out").glob("*.jsonl"))
+    assert (await run(job, Service())).exit_code == 1
+    assert {line["custom_id"] for line in written(tmp_path, "output.jsonl")} == {"task-0", "task-2", "task-3"}
+    assert {line["custom_id"] for line in written(tmp_path, "errors.jsonl")} == {"task-1"}
+
+
 async def test_lines_for_embeddings_are_sent_and_answered(tmp_path: Path) -> None:
     lines(tmp_path, "/embeddings", [{"model": "m", "input": text, "dimensions": 4} for text in ("a", "b")])
     job = job_file(tmp_path)
