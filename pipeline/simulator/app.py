@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import formatdate
+from typing import Any
 
 import orjson
 from starlette.applications import Starlette
@@ -18,14 +18,16 @@ from pipeline.clock import Clock
 from pipeline.simulator import refusals
 from pipeline.simulator.address import Address, find_address
 from pipeline.simulator.base import Answer, Asked, Failure, Family, Occasion, Operation, Place, RefusedError
-from pipeline.simulator.config import DeploymentConfig, FaultKind, PoisonRule, Quirk, SimulatorConfig
-from pipeline.simulator.faults import Faults, latency_s
+from pipeline.simulator.config import DeploymentConfig, FaultKind, PoisonRule, Shortage, SimulatorConfig
+from pipeline.simulator.faults import Befalling, Faults, latency_s
 from pipeline.simulator.ledger import Ledger, body_digest
+from pipeline.simulator.limits import LimitWriter
 from pipeline.simulator.models import facts_of, serves
 from pipeline.simulator.operations import find_operations
 from pipeline.simulator.operations.images import PICTURES
 from pipeline.simulator.pictures import picture_file
-from pipeline.simulator.quota import Quota, Verdict
+from pipeline.simulator.provisioned import Provisioned, Utilization
+from pipeline.simulator.quota import Limit, Quota, Verdict
 from pipeline.simulator.sending import SILENT, Headers, Line, Receive, Reply, Scope, Send, hand_over, read_body
 from pipeline.simulator.stats import Stats
 
@@ -51,6 +53,8 @@ _MOST_KNOWN_ADDRESSES = 10_000
 _LEAST_REFUSAL = 300  # a poison rule's status below it filters the answer instead of the request
 _MODELS = ("gpt-4o", "gpt-4o-mini", "gpt-4.1", "gpt-4.1-mini", "text-embedding-3-small", "text-embedding-3-large")
 _CREATED_S = 1_735_689_600  # when every listed model says that it was made
+_SPILLED = frozenset({429, 500, 503})  # what provisioned throughput hands on to the deployment behind it
+_JUDGES = {Limit.CALL: "requests", Limit.TOKEN: "tokens"}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,6 +64,7 @@ class _Deployment:
     name: str
     config: DeploymentConfig
     quota: Quota | None
+    provisioned: Provisioned | None
     places: dict[tuple[Family, str | None, str], Place] = field(default_factory=dict)
 
 
@@ -71,11 +76,12 @@ class _Sent:
     client_request_id: bytes | None
     own_headers: int
     content_type: str
+    spillover: str | None
 
 
 @dataclass(slots=True, kw_only=True)
 class _Case:
-    """One request, and what has been found out about it so far."""
+    """One request, and what has been found out about it so far. `spilled_from` names who could not take it."""
 
     seq: int
     address: Address
@@ -85,8 +91,12 @@ class _Case:
     place: Place | None = None
     asked: Asked | None = None
     verdict: Verdict | None = None
+    utilization: Utilization | None = None
+    admitted_by: _Deployment | None = None
     tokens: int = 0
-    admitted: bool = False
+    refused_by: str | None = None
+    spilled_from: str | None = None
+    served_by: str | None = None
 
 
 class Simulator:
@@ -100,6 +110,7 @@ class Simulator:
         self._ledger = ledger
         self._keys = frozenset(config.keys)
         self._faults = Faults(config.faults, seed=config.seed)
+        self._limits = LimitWriter(speed=config.speed, quirks=config.quirks)
         self._operations = find_operations(config)
         self._addresses: dict[tuple[str, bytes], Address | None] = {}
         self._deployments: dict[str, _Deployment] = {}
@@ -147,28 +158,61 @@ class Simulator:
         try:
             reply = await self._decide(case, body)
             sent_bytes = await hand_over(reply, line)
+            self._settle(case, output_tokens=reply.answer.output_tokens)
         except Exception:
-            self._close_entry(case.seq, status=None, tokens=case.tokens, fault="defect")
+            self._close_entry(case, status=None, fault="defect")
             raise
-        fault = reply.fault or ("status" if reply.injected else None)
+        fault = reply.fault or ((case.refused_by or "status") if reply.injected else None)
         if fault is None and line.transport.is_closing():
             fault = "client_gone"
         status = None if reply.fault in SILENT else reply.status
-        self._close_entry(case.seq, status=status, tokens=case.tokens, fault=fault, sent_bytes=sent_bytes)
+        self._close_entry(case, status=status, fault=fault, sent_bytes=sent_bytes)
 
     # What is answered, in the order in which the gateway and then the model look at a request
 
     async def _decide(self, case: _Case, body: bytes) -> Reply:
         try:
             deployment = self._read(case, body)
-            self._judge(case, deployment)
-            return await self._answer(case)
         except RefusedError as refused:
-            return Reply(
-                status=refused.status,
-                headers=self._headers(case) + _encoded(refused.headers),
-                answer=Answer(body=refused.body),
-            )
+            return self._refusal(case, refused)
+        reply = await self._reply(case, deployment)
+        target = self._spillover(case, deployment) if reply.status in _SPILLED else None
+        return reply if target is None else await self._spill(case, reply, deployment, target)
+
+    async def _reply(self, case: _Case, deployment: _Deployment) -> Reply:
+        """Judge and answer a request that was read."""
+        try:
+            self._judge(case, deployment)
+            return await self._answer(case, deployment)
+        except RefusedError as refused:
+            return self._refusal(case, refused)
+
+    def _refusal(self, case: _Case, refused: RefusedError) -> Reply:
+        headers = self._headers(case) + _encoded(refused.headers)
+        return Reply(status=refused.status, headers=headers, answer=Answer(body=refused.body))
+
+    def _spillover(self, case: _Case, deployment: _Deployment) -> str | None:
+        """Name the deployment that takes what provisioned throughput cannot: the request's own wish goes first."""
+        provisioned = deployment.config.provisioned
+        return None if provisioned is None else case.sent.spillover or provisioned.spillover
+
+    async def _spill(self, case: _Case, reply: Reply, deployment: _Deployment, target: str) -> Reply:
+        """Ask the other deployment; where it cannot either, the first reply is given, with the other's status."""
+        second = _Case(seq=case.seq, address=case.address, sent=case.sent, origin=case.origin, digest=case.digest)
+        second.spilled_from = deployment.name
+        self._settle(case, output_tokens=0)
+        try:
+            standard = self._deployment(case.address, target)
+            self._put(second, standard, target, case.asked.body if case.asked is not None else {})
+        except RefusedError as refused:
+            other = self._refusal(second, refused)
+        else:
+            other = await self._reply(second, standard)
+        if other.status >= _LEAST_REFUSAL:
+            return replace(reply, headers=[*reply.headers, (b"x-ms-spillover-error", b"%d" % other.status)])
+        case.tokens, case.asked, case.admitted_by = second.tokens, second.asked, second.admitted_by
+        case.refused_by, case.served_by = second.refused_by, target
+        return other
 
     def _read(self, case: _Case, body: bytes) -> _Deployment:
         """Check key, address and body, and open the ledger's entry, whatever comes of it. Raises RefusedError."""
@@ -186,46 +230,96 @@ class Simulator:
             if not isinstance(name, str) or not name:
                 raise refusals.no_model()
             deployment = self._deployment(address, name)
-            case.place = self._place(deployment, address, name)
-            if not serves(case.place.model, address.operation.name):
-                raise refusals.wrong_model(address.operation, case.place)
-            case.asked = address.operation.read(values, case.place)
+            self._put(case, deployment, name, values)
         finally:
             case.digest = case.digest or body_digest(body)
             self._open_entry(case)
         return deployment
 
+    def _put(self, case: _Case, deployment: _Deployment, name: str, values: Mapping[str, Any]) -> None:
+        """Read a body as the model behind a deployment does. Raises RefusedError."""
+        operation = case.address.operation
+        case.place = self._place(deployment, case.address, name)
+        if not serves(case.place.model, operation.name):
+            raise refusals.wrong_model(operation, case.place)
+        case.asked = operation.read(values, case.place)
+
     def _judge(self, case: _Case, deployment: _Deployment) -> None:
-        """Charge the quota. Raises RefusedError when it is used up."""
+        """Charge the quota or the utilization. Raises RefusedError when it is used up."""
         now_s = self._clock.now()
         if self._first_request_s is None:
             self._first_request_s = now_s
         run_s = now_s - self._first_request_s
         self._change_quotas(run_s)
         tokens = case.asked.tokens if case.asked is not None else 0
-        speed = self._config.speed
+        quota_s = now_s * self._config.speed
         if deployment.quota is not None:
-            case.verdict = deployment.quota.judge(now_s * speed, tokens)
-        throttled = case.verdict is not None and case.verdict.exceeded is not None
-        self._stats.judged(deployment.name, run_s, tokens=tokens, throttled=throttled)
-        if throttled and case.verdict is not None and case.place is not None:
-            wait_s = case.verdict.retry_after_s / speed
-            raise refusals.throttled(
-                case.address.operation,
-                case.place,
-                case.verdict,
-                wait_s=wait_s,
-                tokens=tokens,
-                quirks=self._config.quirks,
-            )
+            case.verdict = deployment.quota.judge(quota_s, tokens)
+            case.refused_by = _JUDGES.get(case.verdict.exceeded) if case.verdict.exceeded else None
+        elif deployment.provisioned is not None:
+            case.utilization = deployment.provisioned.judge(quota_s, tokens)
+            case.refused_by = "utilization" if case.utilization.refused else None
+        self._stats.judged(deployment.name, run_s, tokens=tokens, throttled=case.refused_by is not None)
+        if case.refused_by is not None:
+            raise self._throttled(case, tokens)
         case.tokens = tokens
-        case.admitted = True
+        case.admitted_by = deployment
 
-    async def _answer(self, case: _Case) -> Reply:
+    def _throttled(self, case: _Case, tokens: int) -> RefusedError:
+        """Say that the quota or the utilization has no room for a request, and until when."""
+        wall_s = self._clock.wall()
+        if case.utilization is not None:
+            wait_s = case.utilization.retry_after_s / self._config.speed
+            return refusals.utilized(case.utilization, wait_s=wait_s, waits=self._limits.waits(wait_s, wall_s=wall_s))
+        if case.verdict is None or case.place is None:
+            raise AssertionError("a request is judged before it is refused for its quota")
+        wait_s = case.verdict.retry_after_s / self._config.speed
+        return refusals.throttled(
+            case.address.operation,
+            case.place,
+            case.verdict,
+            wait_s=wait_s,
+            tokens=tokens,
+            waits=self._limits.waits(wait_s, wall_s=wall_s),
+        )
+
+    def _befalls(self, case: _Case) -> Befalling | None:
+        """Say what goes wrong with a request that was admitted; flex machines are missed by those alone who ask."""
+        fault = self._faults.befalls(case.digest)
+        if fault is Shortage.FLEX_UNAVAILABLE and (case.asked is None or case.asked.body.get("service_tier") != "flex"):
+            return None
+        return fault
+
+    def _run_short(self, case: _Case, deployment: _Deployment, shortage: Shortage) -> Answer:
+        """Refuse an admitted request for want of machines or money; it keeps its charge where that is configured."""
+        case.refused_by = shortage.value
+        if not self._config.faults.charge_shortages:
+            if deployment.quota is not None and case.verdict is not None:
+                case.verdict = deployment.quota.give_back(case.verdict, case.tokens)
+            if deployment.provisioned is not None:
+                deployment.provisioned.settle(self._quota_s(), estimated=case.tokens, taken=0)
+            case.tokens, case.admitted_by = 0, None
+        return Answer(body=refusals.short(shortage).body)
+
+    def _settle(self, case: _Case, *, output_tokens: int) -> None:
+        """Set provisioned throughput right when a call ends, by what was answered."""
+        deployment, asked = case.admitted_by, case.asked
+        if deployment is None or deployment.provisioned is None or asked is None:
+            return
+        deployment.provisioned.settle(self._quota_s(), estimated=asked.answer_tokens, taken=output_tokens)
+        case.admitted_by = None
+
+    def _quota_s(self) -> float:
+        return self._clock.now() * self._config.speed
+
+    async def _answer(self, case: _Case, deployment: _Deployment) -> Reply:
         """Answer, or fail, as the configuration has it. Raises RefusedError for a poisoned text."""
         config = self._config
-        fault = self._faults.befalls(case.digest)
-        if isinstance(fault, int):
+        fault = self._befalls(case)
+        if isinstance(fault, Shortage):
+            answer = self._run_short(case, deployment, fault)
+            headers = self._headers(case, extra=_encoded(self._faults.headers(fault)))
+        elif isinstance(fault, int):
             answer = Answer(body=refusals.injected(fault).body)
             headers = self._headers(case, extra=_encoded(self._faults.headers(fault)))
         else:
@@ -236,15 +330,15 @@ class Simulator:
         first_byte_s, output_s = latency_s(
             config.latency, seed=config.seed, digest=case.digest, output_tokens=answer.output_tokens
         )
-        injected = isinstance(fault, int)
+        status = 429 if isinstance(fault, Shortage) else fault if isinstance(fault, int) else 200
         return Reply(
-            status=fault if isinstance(fault, int) else 200,
+            status=status,
             headers=headers,
             answer=answer,
             first_byte_s=first_byte_s,
             output_s=output_s,
-            fault=None if isinstance(fault, int) else fault,
-            injected=injected,
+            fault=fault if isinstance(fault, FaultKind) else None,
+            injected=isinstance(fault, int | Shortage),
             place=self._faults.place(case.digest) if fault is not None else 0.0,
             drip_interval_s=config.faults.drip_interval_s,
         )
@@ -302,7 +396,11 @@ class Simulator:
                 tokens_per_minute=config.tokens_per_minute,
                 request_window_s=config.request_window_s * max(1.0, self._config.speed),
             )
-        opened = self._deployments[name] = _Deployment(name=name, config=config, quota=quota)
+        given = config.provisioned
+        provisioned = None
+        if given is not None:
+            provisioned = Provisioned(tokens_per_minute=given.tokens_per_minute, bucket_s=given.bucket_s)
+        opened = self._deployments[name] = _Deployment(name=name, config=config, quota=quota, provisioned=provisioned)
         return opened
 
     def _place(self, deployment: _Deployment, address: Address, name: str) -> Place:
@@ -318,6 +416,7 @@ class Simulator:
                 model=model,
                 facts=facts,
                 dimensions=deployment.config.dimensions or facts.dimensions,
+                cost=deployment.config.cost.cost(model),
             )
         return place
 
@@ -348,7 +447,7 @@ class Simulator:
             ]
             if place is not None:
                 headers.append((b"x-ms-deployment-name", place.deployment.encode()))
-            if case.admitted:
+            if case.admitted_by is not None:
                 headers.append((b"x-request-id", b"%b-0000-4000-9000-%012x" % (self._instance, case.seq)))
         else:
             headers += [
@@ -359,27 +458,11 @@ class Simulator:
             if place is not None:
                 headers.append((b"openai-model", place.model.encode()))
         if case.verdict is not None:
-            headers += self._limit_headers(family, case.verdict)
-        return headers
-
-    def _limit_headers(self, family: Family, verdict: Verdict) -> Headers:
-        """Write limits as they are felt in real time: quota time runs `speed` times as fast."""
-        speed = self._config.speed
-        headers: Headers = []
-        if Quirk.NEGATIVE_LIMITS in self._config.quirks:
-            negative = [(b"x-ratelimit-%b-tokens" % name, b"-1") for name in (b"limit", b"remaining")]
-            return [*negative, (b"x-ratelimit-reset-tokens", b"0")]
-        for unit, limit, left, reset_s in (
-            (b"requests", verdict.requests_limit, verdict.requests_left, verdict.requests_reset_s),
-            (b"tokens", verdict.tokens_limit, verdict.tokens_left, verdict.tokens_reset_s),
-        ):
-            if limit is not None:
-                real_s = reset_s / speed
-                headers += [
-                    (b"x-ratelimit-limit-" + unit, b"%d" % (limit * speed)),
-                    (b"x-ratelimit-remaining-" + unit, b"%d" % (left * speed)),
-                    (b"x-ratelimit-reset-" + unit, b"%d" % math.ceil(real_s) if family.azure else go_duration(real_s)),
-                ]
+            headers += self._limits.limits(case.verdict, azure=family.azure)
+        if case.utilization is not None:
+            headers.append((b"azure-openai-deployment-utilization", b"%.1f%%" % (100 * case.utilization.share)))
+        if case.spilled_from is not None:
+            headers.append((b"x-ms-spillover-from-deployment", case.spilled_from.encode()))
         return headers
 
     def _now_date(self) -> bytes:
@@ -405,12 +488,19 @@ class Simulator:
         )
 
     def _close_entry(
-        self, seq: int, *, status: int | None, tokens: int, fault: str | None, sent_bytes: int | None = None
+        self, case: _Case, *, status: int | None, fault: str | None, sent_bytes: int | None = None
     ) -> None:
         self._stats.answered(status)
         if self._ledger is not None:
             self._ledger.answered(
-                seq=seq, t=self._clock.wall(), status=status, tokens=tokens, fault=fault, sent_bytes=sent_bytes
+                seq=case.seq,
+                t=self._clock.wall(),
+                status=status,
+                tokens=case.tokens,
+                fault=fault,
+                sent_bytes=sent_bytes,
+                refused_by=case.refused_by,
+                served_by=case.served_by,
             )
 
     # The rest
@@ -457,6 +547,7 @@ def _read_headers(headers: Iterable[tuple[bytes, bytes]]) -> _Sent:
     client_request_id = None
     own = 0
     content_type = ""
+    spillover = None
     for name, value in headers:
         if name == b"api-key":
             key = value.decode("latin-1").strip()
@@ -470,16 +561,16 @@ def _read_headers(headers: Iterable[tuple[bytes, bytes]]) -> _Sent:
             own += 1
             if name == b"x-ms-client-request-id":
                 client_request_id = value
-    return _Sent(key=key, client_request_id=client_request_id, own_headers=own, content_type=content_type)
+            elif name == b"x-ms-spillover-deployment":
+                spillover = value.decode("latin-1").strip() or None
+    return _Sent(
+        key=key,
+        client_request_id=client_request_id,
+        own_headers=own,
+        content_type=content_type,
+        spillover=spillover,
+    )
 
 
 def _encoded(headers: Mapping[str, str]) -> Headers:
     return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-
-
-def go_duration(seconds: float) -> bytes:
-    """Write a duration as Go does, as OpenAI's headers have it: 120ms, 1.5s, 6m0s."""
-    if seconds < 1:
-        return b"%dms" % math.ceil(seconds * 1000)
-    minutes, rest = divmod(round(seconds, 3), 60)
-    return (f"{int(minutes)}m{rest:g}s" if minutes else f"{rest:g}s").encode()

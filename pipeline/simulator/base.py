@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 
 import orjson
 
+from pipeline.simulator.cost import DOCUMENTED, Cost
 from pipeline.simulator.ledger import body_digest
 from pipeline.simulator.models import ModelFacts
 
@@ -40,6 +41,7 @@ class Place:
     model: str
     facts: ModelFacts
     dimensions: int
+    cost: Cost = DOCUMENTED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +60,14 @@ class Versions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """A request, read. `tokens` is what its admission costs; `keys` name and `texts` are what was asked, in order."""
+    """A request, read. `tokens` is what its admission costs, `answer_tokens` of them for what may be answered.
+
+    `keys` name and `texts` are what was asked, in order.
+    """
 
     body: Mapping[str, Any]
     tokens: int
+    answer_tokens: int = 0
     keys: tuple[str, ...]
     texts: tuple[str, ...]
 

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from pipeline.simulator.cost import Cost, PromptCount, Rounding, cost_of
 
 Vectors = Literal["auto", "model", "hash"]
 Audio = Literal["auto", "tones", "whisper", "opaque"]
@@ -38,6 +51,14 @@ class FaultKind(StrEnum):
     HUGE_BODY = "huge_body"  # 200 with 200 MB of blanks
 
 
+class Shortage(StrEnum):
+    """A 429 that no rate limit is the reason of."""
+
+    CAPACITY = "capacity"  # machines are short: "high demand"
+    FLEX_UNAVAILABLE = "flex_unavailable"  # none is left for `service_tier: flex`; other requests stay whole
+    INSUFFICIENT_QUOTA = "insufficient_quota"  # the money is spent
+
+
 class Quirk(StrEnum):
     """What services were seen to do beside their documentation; each is played only where it is asked for."""
 
@@ -46,10 +67,18 @@ class Quirk(StrEnum):
     NO_INNER_ERROR = "no_inner_error"  # refusals by the filter say nothing more
     IGNORE_BASE64 = "ignore_base64"  # vectors are lists, whatever was asked for
     NEGATIVE_LIMITS = "negative_limits"  # x-ratelimit-…-tokens are -1, and a 429 says nothing of when
+    NO_LIMITS = "no_limits"  # no x-ratelimit-… at all, as behind a gateway
+    NO_RETRY_AFTER = "no_retry_after"  # a 429 has neither retry-after nor retry-after-ms
+    RETRY_AFTER_FLOAT = "retry_after_float"  # both are decimals
+    RETRY_AFTER_DATE = "retry_after_date"  # retry-after is a date, and retry-after-ms is missing
+    MISSPELT_RESET = "misspelt_reset"  # x-rate-limit-reset-…, and a 429 without retry-after
+    RESET_DURATIONS = "reset_durations"  # x-ratelimit-reset-… as 72ms and 1m30.5s, by Azure too
+    RESET_MILLISECONDS = "reset_milliseconds"  # … as 90500ms
+    REMAINING_OF_SLICE = "remaining_of_slice"  # x-ratelimit-remaining-requests is the short window's
 
 
 def _fault_names(rates: dict[str, float]) -> dict[str, float]:
-    known = {kind.value for kind in FaultKind}
+    known = {kind.value for kind in (*FaultKind, *Shortage)}
     for name in rates:
         if name not in known and not re.fullmatch("[345][0-9][0-9]", name):
             raise ValueError(f"{name!r} is neither a status from 300 to 599 nor one of {', '.join(sorted(known))}")
@@ -62,6 +91,35 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
 
+class CostConfig(_Strict):
+    """What admission counts, where it is not what is known of the model; the fields are those of `cost.Cost`."""
+
+    prompt: PromptCount | None = None
+    characters_per_token: PositiveFloat | None = None
+    rounding: Rounding | None = None
+    answers: bool | None = None
+    answer_when_absent: NonNegativeInt | None = None
+    choices: bool | None = None
+    picture_tokens: NonNegativeInt | None = None
+    picture_low_tokens: NonNegativeInt | None = None
+    factor: PositiveFloat | None = None
+
+    def cost(self, model: str) -> Cost:
+        """Give a model's cost with what is configured in its place."""
+        return replace(cost_of(model), **{name: value for name, value in self if value is not None})
+
+
+class ProvisionedConfig(_Strict):
+    """Provisioned throughput: so many tokens a minute, of which `bucket_s` seconds are a utilization of 100 %.
+
+    `spillover` names the deployment that takes what this one cannot.
+    """
+
+    tokens_per_minute: PositiveInt
+    bucket_s: PositiveFloat = 10.0
+    spillover: str | None = None
+
+
 class DeploymentConfig(_Strict):
     """One deployment. Without a limit, that quota is not judged. `model` defaults to the deployment's name."""
 
@@ -69,7 +127,18 @@ class DeploymentConfig(_Strict):
     requests_per_minute: PositiveInt | None = None
     tokens_per_minute: PositiveInt | None = None
     request_window_s: Literal[1, 10] = 1
+    provisioned: ProvisionedConfig | None = None
+    cost: CostConfig = CostConfig()
     dimensions: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _one_judge(self) -> Self:
+        if self.provisioned is not None and (self.requests_per_minute or self.tokens_per_minute):
+            raise ValueError(
+                "a provisioned deployment has no requests_per_minute and no tokens_per_minute of its own: "
+                "leave them out, or leave `provisioned` out"
+            )
+        return self
 
 
 class LatencyConfig(_Strict):
@@ -80,15 +149,28 @@ class LatencyConfig(_Strict):
     per_output_token_ms: NonNegativeFloat = 0.0
 
 
+class AnswersConfig(_Strict):
+    """How long answers of text are: lognormal about `median_tokens`, all the same where sigma is 0.
+
+    None leaves them as long as their extract and its tag; no answer is shorter than that.
+    """
+
+    median_tokens: PositiveInt | None = None
+    sigma: NonNegativeFloat = 0.0
+    most_tokens: PositiveInt = 16_384
+
+
 class FaultsConfig(_Strict):
-    """How often what goes wrong: `rates` maps a status or a kind of fault to its share of the admitted requests.
+    """How often what goes wrong: `rates` maps a status, a kind of fault or a shortage to its share of what is admitted.
 
     Whether a request fails is a function of the seed, its body and how often that body came before. Where `attempts`
     is given, only that many first sendings of a body can fail. `headers` go with every injected status;
-    `drip_interval_s` is the time between the bytes of `drip`.
+    `charge_shortages` says whether a request that met a shortage keeps its charge; `drip_interval_s` is the time
+    between the bytes of `drip`.
     """
 
     rates: Annotated[dict[str, Rate], AfterValidator(_fault_names)] = Field(default_factory=dict)
+    charge_shortages: bool = True
     attempts: PositiveInt | None = None
     headers: dict[str, str] | None = None
     drip_interval_s: PositiveFloat = 0.3
@@ -123,6 +205,7 @@ class SimulatorConfig(_Strict):
     keys: tuple[str, ...] = ()
     region: str = "Sweden Central"
     latency: LatencyConfig = LatencyConfig()
+    answers: AnswersConfig = AnswersConfig()
     faults: FaultsConfig = FaultsConfig()
     poison: tuple[PoisonRule, ...] = ()
     schedule: tuple[QuotaChange, ...] = ()
@@ -131,6 +214,35 @@ class SimulatorConfig(_Strict):
     vectors: Vectors = "auto"
     audio: Audio = "auto"
     quirks: frozenset[Quirk] = frozenset()
+
+    @model_validator(mode="after")
+    def _names_that_exist(self) -> Self:
+        problems = [*_spillover_problems(self.deployments), *_schedule_problems(self.deployments, self.schedule)]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+def _spillover_problems(deployments: Mapping[str, DeploymentConfig]) -> list[str]:
+    problems = []
+    for name, deployment in deployments.items():
+        target = deployment.provisioned.spillover if deployment.provisioned is not None else None
+        if target is None:
+            continue
+        if target not in deployments:
+            problems.append(f"deployments.{name}.provisioned.spillover: there is no deployment {target!r}")
+        elif deployments[target].provisioned is not None:
+            problems.append(f"deployments.{name}.provisioned.spillover: {target!r} is provisioned too")
+    return problems
+
+
+def _schedule_problems(deployments: Mapping[str, DeploymentConfig], schedule: tuple[QuotaChange, ...]) -> list[str]:
+    provisioned = {name for name, deployment in deployments.items() if deployment.provisioned is not None}
+    return [
+        f"schedule.{index}: {change.deployment!r} is provisioned, and has no limits that could change"
+        for index, change in enumerate(schedule)
+        if change.deployment in provisioned
+    ]
 
 
 def read_config(text: str) -> SimulatorConfig:

@@ -7,8 +7,12 @@ from collections.abc import Mapping
 from hashlib import blake2b
 from statistics import NormalDist
 
-from pipeline.simulator.config import FaultKind, FaultsConfig, LatencyConfig
+from pipeline.simulator.config import FaultKind, FaultsConfig, LatencyConfig, Shortage
 
+Befalling = FaultKind | Shortage | int
+"""What goes wrong: a kind of fault, a shortage, or a status."""
+
+_BY_NAME: Mapping[str, FaultKind | Shortage] = {kind.value: kind for kind in (*FaultKind, *Shortage)}
 _NORMAL = NormalDist()
 
 
@@ -25,15 +29,15 @@ class Faults:
         self._seed = seed
         self._attempts = config.attempts
         self._headers = config.headers
-        self._steps: list[tuple[float, FaultKind | int]] = []
+        self._steps: list[tuple[float, Befalling]] = []
         total = 0.0
         for name, rate in config.rates.items():
             total += rate
-            self._steps.append((total, int(name) if name.isdecimal() else FaultKind(name)))
+            self._steps.append((total, _befalling(name)))
         self._seen: dict[bytes, int] = {}
 
-    def befalls(self, digest: bytes) -> FaultKind | int | None:
-        """Say what goes wrong with this sending of a body: a kind of fault, a status, or nothing."""
+    def befalls(self, digest: bytes) -> Befalling | None:
+        """Say what goes wrong with this sending of a body, None where nothing does."""
         if not self._steps:
             return None
         attempt = self._seen.get(digest, 0) + 1
@@ -47,17 +51,29 @@ class Faults:
         """Say where in the reply to the latest sending of a body it goes wrong: a share from 0 up to 1."""
         return share(self._seed, "place", digest, self._seen.get(digest, 0))
 
-    def headers(self, status: int) -> Mapping[str, str]:
-        """Give the headers that go with an injected status: the configured ones, else a short wait with 429."""
+    def headers(self, injected: int | Shortage) -> Mapping[str, str]:
+        """Give the headers that go with an injected refusal: the configured ones, else a short wait with status 429.
+
+        A shortage says nothing of when it is over.
+        """
         if self._headers is not None:
             return self._headers
-        return {"retry-after": "1", "retry-after-ms": "200"} if status == 429 else {}  # noqa: PLR2004 - a status
+        return {"retry-after": "1", "retry-after-ms": "200"} if injected == 429 else {}  # noqa: PLR2004 - a status
+
+
+def _befalling(name: str) -> Befalling:
+    return int(name) if name.isdecimal() else _BY_NAME[name]
+
+
+def lognormal(median: float, sigma: float, seed: int, purpose: str, digest: bytes) -> float:
+    """Draw a number about a median, the same for the same arguments; the median itself where sigma is 0."""
+    if not sigma or not median:
+        return median
+    drawn = share(seed, purpose, digest, 0)
+    return median * math.exp(sigma * _NORMAL.inv_cdf(min(max(drawn, 1e-9), 1 - 1e-9)))
 
 
 def latency_s(config: LatencyConfig, *, seed: int, digest: bytes, output_tokens: int) -> tuple[float, float]:
     """Give the seconds until the first byte, and the seconds that the output takes after it."""
-    median_s = config.median_ms / 1000
-    if config.sigma and median_s:
-        drawn = share(seed, "latency", digest, 0)
-        median_s *= math.exp(config.sigma * _NORMAL.inv_cdf(min(max(drawn, 1e-9), 1 - 1e-9)))
-    return median_s, config.per_output_token_ms * output_tokens / 1000
+    first_byte_s = lognormal(config.median_ms / 1000, config.sigma, seed, "latency", digest)
+    return first_byte_s, config.per_output_token_ms * output_tokens / 1000

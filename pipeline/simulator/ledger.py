@@ -60,6 +60,9 @@ class Answered:
     `status` for an injected status, `client_gone` when nobody listened any more, `defect` when the simulator broke;
     None for an honest reply, refusals among them. `sent_bytes` is how much of a body left before it was cut or an error
     was put in the place of its rest; None elsewhere.
+
+    `refused_by` says who answered 429: `requests`, `tokens` or `utilization` for a quota, or the name of a shortage,
+    which `fault` has too. `served_by` is the deployment that answered in the place of the one that was asked.
     """
 
     session: int
@@ -69,6 +72,8 @@ class Answered:
     tokens: int
     fault: str | None
     sent_bytes: int | None = None
+    refused_by: str | None = None
+    served_by: str | None = None
 
 
 class Ledger:
@@ -118,10 +123,13 @@ class Ledger:
         tokens: int,
         fault: str | None,
         sent_bytes: int | None = None,
+        refused_by: str | None = None,
+        served_by: str | None = None,
     ) -> None:
         """Note that its reply left."""
         line = {"event": "answered", "seq": seq, "t": t, "status": status, "tokens": tokens, "fault": fault}
-        self._append(line if sent_bytes is None else {**line, "sent_bytes": sent_bytes})
+        seldom = {"sent_bytes": sent_bytes, "refused_by": refused_by, "served_by": served_by}
+        self._append({**line, **{name: value for name, value in seldom.items() if value is not None}})
 
     def flush(self) -> None:
         """Write what is waiting. Raises OSError."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 TOKEN_WINDOW_S = 60.0
@@ -28,6 +28,7 @@ class Verdict:
     retry_after_s: float
     requests_limit: int | None
     requests_left: int
+    requests_left_in_slice: int
     requests_reset_s: float
     tokens_limit: int | None
     tokens_left: int
@@ -78,11 +79,23 @@ class Quota:
             retry_after_s=max(call_wait_s, token_wait_s),
             requests_limit=self._requests_per_minute,
             requests_left=max(0, calls_left - (exceeded is None)),
+            requests_left_in_slice=self._left_in_slice(),
             requests_reset_s=call_reset_s,
             tokens_limit=limit,
             tokens_left=max(0, limit - self._tokens) if limit is not None else 0,
             tokens_reset_s=max(0.0, self._cells[0][0] + TOKEN_WINDOW_S - now_s) if self._cells else 0.0,
         )
+
+    def give_back(self, verdict: Verdict, tokens: int) -> Verdict:
+        """Take back the tokens of the request that was admitted last; it stays counted as a request."""
+        if self._tokens_per_minute is None or not tokens:
+            return verdict
+        self._tokens -= tokens
+        self._cells[-1][1] -= tokens
+        return replace(verdict, tokens_left=verdict.tokens_left + tokens)
+
+    def _left_in_slice(self) -> int:
+        return 0 if self._requests_per_minute is None else max(0, self._slice_limit - self._calls_in_slice)
 
     def _count_call(self, now_s: float) -> tuple[float, int, float]:
         limit = self._requests_per_minute

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pipeline.simulator.base import Family, Operation, Place, RefusedError
-from pipeline.simulator.config import PoisonRule, Quirk
+from pipeline.simulator.config import PoisonRule, Quirk, Shortage
+from pipeline.simulator.limits import whole_seconds
+from pipeline.simulator.provisioned import Utilization
 from pipeline.simulator.quota import Limit, Verdict
 
 _INJECTED = {
@@ -128,13 +129,11 @@ def throttled(
     *,
     wait_s: float,
     tokens: int,
-    quirks: Collection[Quirk] = (),
+    waits: Mapping[str, str],
 ) -> RefusedError:
-    """Quota used up for now; `wait_s` is in real seconds."""
-    seconds = max(1, math.ceil(wait_s))
-    headers = {"retry-after": str(seconds), "retry-after-ms": str(math.ceil(wait_s * 1000))}
-    if Quirk.NEGATIVE_LIMITS in quirks:
-        headers = {}
+    """Quota used up for now; `wait_s` is in real seconds, `waits` are the headers that say so."""
+    seconds = whole_seconds(wait_s)
+    headers = dict(waits)
     limit = verdict.exceeded or Limit.TOKEN
     match place.family:
         case Family.CLASSIC:
@@ -173,6 +172,29 @@ def _openai_throttled(place: Place, verdict: Verdict, *, wait_s: float, tokens: 
         param=None,
         code="rate_limit_exceeded",
     )
+
+
+def utilized(utilization: Utilization, *, wait_s: float, waits: Mapping[str, str]) -> RefusedError:
+    """Provisioned throughput busy for now; `wait_s` is in real seconds, `waits` are the headers that say so."""
+    message = (
+        f"The utilization of this provisioned deployment is at {utilization.share:.1%}, above 100%. Please retry after "
+        f"{whole_seconds(wait_s)} seconds."
+    )
+    return RefusedError(429, _plain("429", message), headers=waits)
+
+
+def short(shortage: Shortage) -> RefusedError:
+    """Word a 429 that no rate limit is the reason of."""
+    match shortage:
+        case Shortage.CAPACITY:
+            return injected(429)
+        case Shortage.FLEX_UNAVAILABLE:
+            message = "There are not enough resources for flex processing at the moment. Please try again later."
+            kind = code = "resource_unavailable"
+        case Shortage.INSUFFICIENT_QUOTA:
+            message = "You exceeded your current quota, please check your plan and billing details."
+            kind = code = "insufficient_quota"
+    return RefusedError(429, _full(message, kind=kind, param=None, code=code))
 
 
 def injected(status: int) -> RefusedError:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import orjson
 
 from pipeline.simulator.base import bad_request, estimated_tokens
+from pipeline.simulator.config import AnswersConfig, SimulatorConfig
+from pipeline.simulator.faults import lognormal
 from pipeline.simulator.schema import fit
 
 _SUMMARY_CHARACTERS = 240
 _WORDS_IN_EVENT = 4
+_AS_EXTRACTED = AnswersConfig()
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s|\n")
 
 
@@ -21,6 +25,30 @@ def first_sentence(text: str) -> str:
     start = text.strip()[: _SUMMARY_CHARACTERS + 1]
     sentence = _SENTENCE_END.split(start, maxsplit=1)[0]
     return sentence if len(sentence) <= _SUMMARY_CHARACTERS else sentence[: _SUMMARY_CHARACTERS - 1] + "…"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lengths:
+    """How long answers of text are, as the configuration has it: a function of the seed and of what was asked."""
+
+    config: AnswersConfig = _AS_EXTRACTED
+    seed: int = 0
+
+    @classmethod
+    def of(cls, config: SimulatorConfig) -> Self:
+        """Take them from the configuration."""
+        return cls(config=config.answers, seed=config.seed)
+
+    def lengthen(self, text: str, key: str) -> str:
+        """Repeat a text up to the length that its key draws; one that is longer already stays as it is."""
+        if self.config.median_tokens is None or not text:
+            return text
+        drawn = lognormal(self.config.median_tokens, self.config.sigma, self.seed, "length", key.encode())
+        characters = 4 * max(1, min(round(drawn), self.config.most_tokens))
+        if len(text) >= characters:
+            return text
+        repeated = f"{text} " * (characters // (len(text) + 1) + 1)
+        return f"{repeated[: characters - 1]}."
 
 
 def stop_at(text: str, stops: str | Sequence[str] | None) -> str:

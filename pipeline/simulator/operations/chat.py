@@ -11,13 +11,19 @@ import orjson
 
 from pipeline.simulator.base import Answer, Asked, JsonOperation, Occasion, Place, bad_request, estimated_tokens
 from pipeline.simulator.config import Quirk, SimulatorConfig
+from pipeline.simulator.cost import Rounding
 from pipeline.simulator.ledger import messages_key
 from pipeline.simulator.operations._chat_checks import check_chat, message_text
 from pipeline.simulator.operations._filters import FILTERED_JSON, PROMPT_JSON, SAFE_JSON
-from pipeline.simulator.operations._text import cut_to, data_event, first_sentence, fit_json, pieces, stop_at
-
-TOKENS_WHERE_NONE_ARE_ASKED = 16
-"""What admission counts for the answer without max_tokens, as Microsoft's own simulator of Azure OpenAI does."""
+from pipeline.simulator.operations._text import (
+    Lengths,
+    cut_to,
+    data_event,
+    first_sentence,
+    fit_json,
+    pieces,
+    stop_at,
+)
 
 _SMALL_PICTURE_TOKENS = 85
 _PICTURE_TOKENS = 765
@@ -42,11 +48,12 @@ class Chat(JsonOperation):
     field = "messages"
     azure_name = "ChatCompletions_Create"
 
-    def __init__(self, *, async_filter: bool = False) -> None:
+    def __init__(self, *, async_filter: bool = False, lengths: Lengths | None = None) -> None:
         self._async_filter = async_filter
+        self._lengths = lengths or Lengths()
 
     def read(self, body: Mapping[str, Any], place: Place) -> Asked:
-        """Check the fields; count a token for each four characters of the messages, and what may be answered."""
+        """Check the fields; charge the messages with their pictures, and what may be answered."""
         check_chat(body, place)
         messages = body["messages"]
         texts = []
@@ -63,10 +70,17 @@ class Chat(JsonOperation):
                 param="messages",
                 code="context_length_exceeded",
             )
-        answer_tokens = _most_tokens(body) or TOKENS_WHERE_NONE_ARE_ASKED
+        charge = place.cost.charge(
+            texts=texts,
+            rounding=Rounding.SUM,
+            most=_most_tokens(body),
+            choices=body.get("n") or 1,
+            pictures=_pictures(messages),
+        )
         return Asked(
             body=body,
-            tokens=prompt_tokens + answer_tokens * (body.get("n") or 1),
+            tokens=charge.tokens,
+            answer_tokens=charge.answer,
             keys=(messages_key(messages),),
             texts=tuple(texts),
         )
@@ -75,7 +89,8 @@ class Chat(JsonOperation):
         """Answer with text, JSON that fits the schema, or a call of a tool; streamed where asked."""
         key = asked.keys[0]
         filtered = occasion.filtered
-        choices = [_choose(asked, place, index, filtered=filtered) for index in range(asked.body.get("n") or 1)]
+        count = asked.body.get("n") or 1
+        choices = [_choose(asked, place, index, self._lengths, filtered=filtered) for index in range(count)]
         usage = _usage(asked, place, choices)
         head = {
             "id": f"chatcmpl-{key}",
@@ -104,18 +119,14 @@ class Chat(JsonOperation):
 
 def make_operation(config: SimulatorConfig) -> Chat:
     """Make the operation with the service's quirks that the configuration wants."""
-    return Chat(async_filter=Quirk.ASYNC_FILTER in config.quirks)
+    return Chat(async_filter=Quirk.ASYNC_FILTER in config.quirks, lengths=Lengths.of(config))
 
 
-def _picture_tokens(message: Mapping[str, Any]) -> int:
-    content = message.get("content")
-    if not isinstance(content, list):
-        return 0
-    pictures = [part.get("image_url") for part in content if part.get("type") == "image_url"]
-    return sum(
-        _SMALL_PICTURE_TOKENS if isinstance(picture, dict) and picture.get("detail") == "low" else _PICTURE_TOKENS
-        for picture in pictures
-    )
+def _pictures(messages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Give the detail of each picture, empty where the request does not say."""
+    parts = [part for message in messages if isinstance(message.get("content"), list) for part in message["content"]]
+    pictures = [part.get("image_url") for part in parts if part.get("type") == "image_url"]
+    return [str(picture.get("detail") or "") if isinstance(picture, dict) else "" for picture in pictures]
 
 
 def _most_tokens(body: Mapping[str, Any]) -> int | None:
@@ -131,7 +142,7 @@ def _summary(asked: Asked) -> str:
     return ""
 
 
-def _choose(asked: Asked, place: Place, index: int, *, filtered: bool) -> _Choice:
+def _choose(asked: Asked, place: Place, index: int, lengths: Lengths, *, filtered: bool) -> _Choice:
     body = asked.body
     key = asked.keys[0]
     tag = f"[sha:{key[:8]}]" if index == 0 else f"[sha:{key[:8]} choice:{index}]"
@@ -155,6 +166,8 @@ def _choose(asked: Asked, place: Place, index: int, *, filtered: bool) -> _Choic
         text = fit_json(schema, text, f"{key}#{index}", param="response_format")
     elif wanted.get("type") == "json_object":
         text = orjson.dumps({"summary": text}).decode()
+    else:
+        text = lengths.lengthen(text, f"{key}#{index}")
     return _cut(text, body, place)
 
 
@@ -188,7 +201,9 @@ def _reasoning_tokens(body: Mapping[str, Any], place: Place) -> int:
 
 def _usage(asked: Asked, place: Place, choices: Sequence[_Choice]) -> dict[str, Any]:
     messages = asked.body["messages"]
-    prompt = 3 + sum(3 + estimated_tokens(text) for text in asked.texts) + sum(map(_picture_tokens, messages))
+    pictures = _pictures(messages)
+    seen = sum(_SMALL_PICTURE_TOKENS if detail == "low" else _PICTURE_TOKENS for detail in pictures)
+    prompt = 3 + sum(3 + estimated_tokens(text) for text in asked.texts) + seen
     reasoning = _reasoning_tokens(asked.body, place) * len(choices)
     completion = sum(choice.tokens for choice in choices) + reasoning
     return {

@@ -10,10 +10,11 @@ import orjson
 
 from pipeline.simulator.base import Answer, Asked, JsonOperation, Occasion, Place, bad_request, estimated_tokens
 from pipeline.simulator.config import SimulatorConfig
+from pipeline.simulator.cost import Rounding
 from pipeline.simulator.ledger import text_key
 from pipeline.simulator.operations._fields import Kinds, Ranges, check_fields, check_stops
 from pipeline.simulator.operations._filters import FILTERED_JSON, PROMPT_SAFE_JSON, SAFE_JSON
-from pipeline.simulator.operations._text import cut_to, data_event, first_sentence, pieces, stop_at
+from pipeline.simulator.operations._text import Lengths, cut_to, data_event, first_sentence, pieces, stop_at
 
 _TOKENS_WHERE_NONE_ARE_ASKED = 16
 _MOST_PROMPTS = 2_048
@@ -71,8 +72,11 @@ class Completions(JsonOperation):
     field = "prompt"
     azure_name = "Completions_Create"
 
+    def __init__(self, *, lengths: Lengths | None = None) -> None:
+        self._lengths = lengths or Lengths()
+
     def read(self, body: Mapping[str, Any], place: Place) -> Asked:
-        """Check the fields; count the prompts, and what may be answered to each."""
+        """Check the fields; charge the prompts, and what may be answered to each."""
         check_fields(body, _FIELDS, _RANGES)
         check_stops(body.get("stop"))
         count, best_of = body.get("n") or 1, body.get("best_of") or body.get("n") or 1
@@ -95,16 +99,23 @@ class Completions(JsonOperation):
                     "reduce your prompt; or completion length.",
                     code="context_length_exceeded",
                 )
+        charge = place.cost.charge(
+            texts=prompts,
+            rounding=Rounding.EACH,
+            most=body.get("max_tokens"),
+            choices=best_of * len(prompts),
+        )
         return Asked(
             body=body,
-            tokens=sum(map(estimated_tokens, prompts)) + most * best_of * len(prompts),
+            tokens=charge.tokens,
+            answer_tokens=charge.answer,
             keys=tuple(map(text_key, prompts)),
             texts=prompts,
         )
 
     def answer(self, asked: Asked, place: Place, occasion: Occasion) -> Answer:
         """Answer every prompt `n` times; streamed where asked."""
-        choices = list(_choices(asked, filtered=occasion.filtered))
+        choices = list(_choices(asked, self._lengths, filtered=occasion.filtered))
         key = text_key("".join(asked.keys))
         head = {
             "id": f"cmpl-{key}",
@@ -133,9 +144,9 @@ class Completions(JsonOperation):
         return Answer(body=orjson.dumps(body), output_tokens=output_tokens)
 
 
-def make_operation(config: SimulatorConfig) -> Completions:  # noqa: ARG001 - every operation's
-    """Make the operation."""
-    return Completions()
+def make_operation(config: SimulatorConfig) -> Completions:
+    """Make the operation with answers as long as the configuration wants."""
+    return Completions(lengths=Lengths.of(config))
 
 
 def _prompts(given: Any) -> tuple[str, ...]:
@@ -163,7 +174,7 @@ def _invalid_prompt() -> Exception:
     )
 
 
-def _choices(asked: Asked, *, filtered: bool) -> Iterator[_Choice]:
+def _choices(asked: Asked, lengths: Lengths, *, filtered: bool) -> Iterator[_Choice]:
     body = asked.body
     most = _TOKENS_WHERE_NONE_ARE_ASKED if body.get("max_tokens") is None else body["max_tokens"]
     for prompt, key in zip(asked.texts, asked.keys, strict=True):
@@ -173,7 +184,8 @@ def _choices(asked: Asked, *, filtered: bool) -> Iterator[_Choice]:
                 yield _Choice(text="", echo=echo, finish_reason="content_filter")
                 continue
             tag = f"[sha:{key[:8]}]" if number == 0 else f"[sha:{key[:8]} choice:{number}]"
-            text, is_cut = cut_to(stop_at(f"{tag} {first_sentence(prompt)}".rstrip(), body.get("stop")), most)
+            text = lengths.lengthen(f"{tag} {first_sentence(prompt)}".rstrip(), f"{key}#{number}")
+            text, is_cut = cut_to(stop_at(text, body.get("stop")), most)
             yield _Choice(text=text, echo=echo, finish_reason="length" if is_cut else "stop")
 
 

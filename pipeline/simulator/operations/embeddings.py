@@ -11,6 +11,7 @@ import pybase64
 
 from pipeline.simulator.base import Answer, Asked, JsonOperation, Occasion, Place, bad_request, estimated_tokens
 from pipeline.simulator.config import Quirk, SimulatorConfig
+from pipeline.simulator.cost import Rounding
 from pipeline.simulator.ledger import text_key
 from pipeline.simulator.models import EMBEDDING_CONTEXT_TOKENS
 from pipeline.simulator.vectors import Vectors
@@ -34,7 +35,7 @@ class Embeddings(JsonOperation):
         self._always_lists = always_lists
 
     def read(self, body: Mapping[str, Any], place: Place) -> Asked:
-        """Check the texts and count a token for each four characters. Raises RefusedError."""
+        """Check the texts and charge them. Raises RefusedError."""
         if not body.keys() <= _FIELDS:
             unknown = next(iter(body.keys() - _FIELDS))
             raise bad_request(f"Unrecognized request argument supplied: {unknown}")
@@ -49,14 +50,17 @@ class Embeddings(JsonOperation):
                 "increase the number of inputs per request soon. Please contact us through an Azure support request "
                 "at: https://go.microsoft.com/fwlink/?linkid=2213926 for further questions."
             )
-        total = 0
+        total = given_tokens = 0
         texts = []
+        written = []
         for text in inputs:
             if isinstance(text, str) and text:
                 tokens = estimated_tokens(text)
                 texts.append(text)
+                written.append(text)
             elif _is_tokens(text):
                 tokens = len(text)
+                given_tokens += tokens
                 texts.append(orjson.dumps(text).decode())
             else:
                 raise _invalid_input()
@@ -71,7 +75,8 @@ class Embeddings(JsonOperation):
             raise bad_request(
                 f"Requested {total} tokens, max {MAX_REQUEST_TOKENS} tokens per request", code="max_tokens_per_request"
             )
-        return Asked(body=body, tokens=total, keys=tuple(map(text_key, texts)), texts=tuple(texts))
+        charge = place.cost.charge(texts=written, rounding=Rounding.EACH, tokens=given_tokens, most=0)
+        return Asked(body=body, tokens=charge.tokens, keys=tuple(map(text_key, texts)), texts=tuple(texts))
 
     def slow(self, asked: Asked, place: Place) -> bool:
         """Say yes where the model has much to do."""
@@ -89,11 +94,12 @@ class Embeddings(JsonOperation):
             for index, vector in enumerate(vectors):
                 numbers = orjson.dumps(array("f", vector).tolist())
                 data.append(b'{"object":"embedding","index":%d,"embedding":%b}' % (index, numbers))
+        tokens = _prompt_tokens(asked)
         body = b'{"object":"list","data":[%b],"model":%b,"usage":{"prompt_tokens":%d,"total_tokens":%d}}' % (
             b",".join(data),
             orjson.dumps(place.model),
-            asked.tokens,
-            asked.tokens,
+            tokens,
+            tokens,
         )
         return Answer(body=body)
 
@@ -105,6 +111,15 @@ def make_operation(config: SimulatorConfig) -> Embeddings:
 
 def _dimensions(asked: Asked, place: Place) -> int:
     return asked.body.get("dimensions") or place.dimensions
+
+
+def _prompt_tokens(asked: Asked) -> int:
+    """Count what is paid for, whatever admission counted."""
+    given = asked.body["input"]
+    if _is_tokens(given):
+        return len(given)
+    inputs = [given] if isinstance(given, str) else given
+    return sum(estimated_tokens(text) if isinstance(text, str) else len(text) for text in inputs)
 
 
 def _is_tokens(value: Any) -> bool:

@@ -19,12 +19,12 @@ from pipeline.simulator.base import (
     estimated_tokens,
 )
 from pipeline.simulator.config import SimulatorConfig
+from pipeline.simulator.cost import Rounding
 from pipeline.simulator.ledger import messages_key
 from pipeline.simulator.operations._filters import FILTERED_JSON, PROMPT_SAFE_JSON, SAFE_JSON
 from pipeline.simulator.operations._responses_checks import check_responses, item_text
-from pipeline.simulator.operations._text import cut_to, first_sentence, fit_json, pieces, typed_event
+from pipeline.simulator.operations._text import Lengths, cut_to, first_sentence, fit_json, pieces, typed_event
 
-_TOKENS_WHERE_NONE_ARE_ASKED = 16
 _REASONING_TOKENS = 64
 _CHARACTERS_OF_ARGUMENTS = 16
 _ECHOED: Mapping[str, Any] = {  # what an answer repeats of its request, and what it says where the request says nothing
@@ -74,8 +74,11 @@ class Responses(JsonOperation):
     versions = Versions(since="2025-03-01-preview", preview=True)
     can_fail = True
 
+    def __init__(self, *, lengths: Lengths | None = None) -> None:
+        self._lengths = lengths or Lengths()
+
     def read(self, body: Mapping[str, Any], place: Place) -> Asked:
-        """Check the fields; count a token for each four characters of the input, and what may be answered."""
+        """Check the fields; charge the instructions, the input with its pictures, and what may be answered."""
         check_responses(body, place)
         given = body["input"]
         texts = (given,) if isinstance(given, str) else tuple(map(item_text, given))
@@ -86,12 +89,23 @@ class Responses(JsonOperation):
                 param="input",
                 code="context_length_exceeded",
             )
-        answer_tokens = body.get("max_output_tokens") or _TOKENS_WHERE_NONE_ARE_ASKED
-        return Asked(body=body, tokens=prompt_tokens + answer_tokens, keys=(messages_key(given),), texts=texts)
+        charge = place.cost.charge(
+            texts=(body.get("instructions") or "", *texts),
+            rounding=Rounding.EACH,
+            most=body.get("max_output_tokens"),
+            pictures=() if isinstance(given, str) else tuple(_pictures(given)),
+        )
+        return Asked(
+            body=body,
+            tokens=charge.tokens,
+            answer_tokens=charge.answer,
+            keys=(messages_key(given),),
+            texts=texts,
+        )
 
     def answer(self, asked: Asked, place: Place, occasion: Occasion) -> Answer:
         """Answer with text, JSON that fits the schema, or a call of a function; as typed events where asked."""
-        output = _answer(asked, place, occasion)
+        output = _answer(asked, place, occasion, self._lengths)
         response = _response(asked, place, occasion, output)
         tokens = output.tokens + output.reasoning_tokens
         if asked.body.get("stream"):
@@ -101,9 +115,18 @@ class Responses(JsonOperation):
         return Answer(body=orjson.dumps(response), output_tokens=tokens)
 
 
-def make_operation(config: SimulatorConfig) -> Responses:  # noqa: ARG001 - every operation's
-    """Make the operation."""
-    return Responses()
+def make_operation(config: SimulatorConfig) -> Responses:
+    """Make the operation with answers as long as the configuration wants."""
+    return Responses(lengths=Lengths.of(config))
+
+
+def _pictures(items: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Give the detail of each picture, empty where the request does not say."""
+    for item in items:
+        content = item.get("content")
+        for part in content if isinstance(content, list) else ():
+            if part.get("type") == "input_image":
+                yield str(part.get("detail") or "")
 
 
 def _summary(asked: Asked) -> str:
@@ -116,7 +139,7 @@ def _summary(asked: Asked) -> str:
     return ""
 
 
-def _answer(asked: Asked, place: Place, occasion: Occasion) -> _Output:
+def _answer(asked: Asked, place: Place, occasion: Occasion, lengths: Lengths) -> _Output:
     body = asked.body
     key = asked.keys[0]
     if occasion.failure is not None:
@@ -137,6 +160,8 @@ def _answer(asked: Asked, place: Place, occasion: Occasion) -> _Output:
         text = fit_json(wanted["schema"], text, key, param="text.format.schema")
     elif wanted.get("type") == "json_object":
         text = orjson.dumps({"summary": text}).decode()
+    else:
+        text = lengths.lengthen(text, key)
     text, is_cut = cut_to(text, None if most is None else max(0, most - reasoning))
     return _Output(
         text=text,

@@ -8,8 +8,10 @@ import orjson
 import pytest
 
 from pipeline.simulator.base import Answer, Family, Occasion, Place, RefusedError
+from pipeline.simulator.config import AnswersConfig
 from pipeline.simulator.ledger import messages_key
 from pipeline.simulator.models import facts_of
+from pipeline.simulator.operations._text import Lengths
 from pipeline.simulator.operations.chat import Chat
 
 USER = [{"role": "user", "content": "First sentence. Second sentence."}]
@@ -21,8 +23,10 @@ def place(model: str = "gpt-4o-mini", family: Family = Family.CLASSIC) -> Place:
     )
 
 
-def ask(body: dict[str, Any], where: Place | None = None, *, filtered: bool = False) -> Answer:
-    chat = Chat()
+def ask(
+    body: dict[str, Any], where: Place | None = None, *, filtered: bool = False, lengths: Lengths | None = None
+) -> Answer:
+    chat = Chat(lengths=lengths)
     where = where or place()
     return chat.answer(chat.read(body, where), where, Occasion(created_s=1, filtered=filtered))
 
@@ -70,6 +74,43 @@ def test_the_azure_families_have_filter_results_and_openai_has_none() -> None:
 def test_max_tokens_cut_the_answer() -> None:
     choice = answered({"messages": USER, "max_tokens": 2})["choices"][0]
     assert (choice["message"]["content"], choice["finish_reason"]) == ("First se", "length")
+
+
+def chosen(number: int, *, sigma: float = 0.0, seed: int = 0, **body: object) -> tuple[str, str, int]:
+    """Give an answer's text, how it ended, and its tokens, where answers are about 150 tokens long."""
+    lengths = Lengths(config=AnswersConfig(median_tokens=150, sigma=sigma, most_tokens=400), seed=seed)
+    messages = [{"role": "user", "content": f"Row {number} is here. Nothing else."}]
+    values = orjson.loads(ask({"messages": messages, **body}, lengths=lengths).body)
+    choice = values["choices"][0]
+    return choice["message"]["content"], choice["finish_reason"], values["usage"]["completion_tokens"]
+
+
+def test_an_answer_is_as_long_as_configured_and_begins_as_ever() -> None:
+    text, reason, tokens = chosen(1, max_tokens=4_096)
+    assert text.startswith("Row 1 is here. [sha:")
+    assert (len(text), reason, tokens) == (600, "stop", 150)
+
+
+def test_a_bound_below_an_answers_length_cuts_it() -> None:
+    text, reason, tokens = chosen(1, max_tokens=100)
+    assert (len(text), reason, tokens) == (400, "length", 100)
+    assert chosen(1, max_tokens=4_096)[0].startswith(text)
+
+
+def test_lengths_differ_by_row_about_their_median_and_are_the_same_each_time() -> None:
+    drawn = sorted(chosen(number, sigma=0.4)[2] for number in range(400))
+    assert drawn[200] == pytest.approx(150, rel=0.1)
+    assert drawn[20] < 100
+    assert drawn[380] > 250
+    assert drawn[-1] <= 400
+    assert [chosen(number, sigma=0.4) for number in range(9)] == [chosen(number, sigma=0.4) for number in range(9)]
+    assert chosen(1, sigma=0.4)[2] != chosen(1, sigma=0.4, seed=1)[2]
+
+
+def test_no_answer_is_shorter_than_its_extract() -> None:
+    lengths = Lengths(config=AnswersConfig(median_tokens=1))
+    content = orjson.loads(ask({"messages": USER}, lengths=lengths).body)["choices"][0]["message"]["content"]
+    assert content == answered({"messages": USER})["choices"][0]["message"]["content"]
 
 
 def test_a_stop_ends_the_answer() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.simulator.config import FaultKind, FaultsConfig, LatencyConfig
+from pipeline.simulator.config import FaultKind, FaultsConfig, LatencyConfig, Shortage
 from pipeline.simulator.faults import Faults, latency_s
 
 DIGESTS = [number.to_bytes(8, "little") for number in range(4000)]
@@ -42,9 +42,17 @@ def test_only_the_first_attempts_of_a_body_fail_where_that_is_asked() -> None:
     assert [faults.befalls(b"same") for _ in range(4)] == [500, 500, None, None]
 
 
-@pytest.mark.parametrize("kind", list(FaultKind))
-def test_every_kind_can_be_asked_for(kind: FaultKind) -> None:
+@pytest.mark.parametrize("kind", [*FaultKind, *Shortage])
+def test_every_kind_can_be_asked_for(kind: FaultKind | Shortage) -> None:
     assert Faults(FaultsConfig(rates={kind.value: 1.0}), seed=0).befalls(b"any") is kind
+
+
+@pytest.mark.parametrize("shortage", list(Shortage))
+def test_a_shortage_says_nothing_of_its_end_unless_it_is_told_to(shortage: Shortage) -> None:
+    assert Faults(FaultsConfig(), seed=0).headers(shortage) == {}
+    assert Faults(FaultsConfig(), seed=0).headers(429)["retry-after"] == "1"
+    told = Faults(FaultsConfig(headers={"retry-after": "7"}), seed=0)
+    assert told.headers(shortage) == {"retry-after": "7"}
 
 
 def test_a_fixed_latency_is_fixed() -> None:

@@ -33,6 +33,18 @@ def test_what_was_noted_is_read_back(tmp_path: Path) -> None:
     ]
 
 
+def test_who_refused_and_who_served_are_noted_where_there_is_something_to_say(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger(path, now_s=1.0, later=at_once)
+    ledger.answered(seq=1, t=3.0, status=429, tokens=0, fault=None, refused_by="utilization")
+    ledger.answered(seq=2, t=3.0, status=200, tokens=9, fault=None, served_by="std")
+    ledger.answered(seq=3, t=3.0, status=200, tokens=9, fault=None)
+    ledger.close()
+    found = [(entry.refused_by, entry.served_by) for entry in read_ledger(path) if isinstance(entry, Answered)]
+    assert found == [("utilization", None), (None, "std"), (None, None)]
+    assert [b"_by" in line for line in path.read_bytes().splitlines()] == [False, True, True, False]
+
+
 def test_a_second_start_is_a_second_session(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     write(path, range(1, 3))

@@ -12,7 +12,6 @@ from pipeline.simulator.base import Family, Occasion, Place
 from pipeline.simulator.config import PoisonRule, Quirk, make_config
 from pipeline.simulator.models import facts_of
 from pipeline.simulator.operations import find_operations
-from pipeline.simulator.quota import Quota
 
 PLACE = Place(
     family=Family.CLASSIC,
@@ -74,13 +73,3 @@ def test_vectors_are_lists_where_base64_is_ignored() -> None:
     coded = orjson.loads(ask("embeddings", body).body)["data"][0]["embedding"]
     assert (type(lists), type(coded)) == (list, str)
     assert len(lists) == 8
-
-
-def test_a_429_can_be_silent_about_its_end() -> None:
-    verdict = Quota(requests_per_minute=None, tokens_per_minute=1).judge(0.0, 2)
-    chat = find_operations(make_config({"vectors": "hash", "audio": "tones"}))["chat/completions"]
-    given = [
-        refusals.throttled(chat, PLACE, verdict, wait_s=1.0, tokens=2, quirks=quirks).headers
-        for quirks in ((), (Quirk.NEGATIVE_LIMITS,))
-    ]
-    assert ["retry-after" in headers for headers in given] == [True, False]

@@ -91,6 +91,22 @@ def test_what_a_verdict_says_of_tokens_and_requests_left_is_the_minutes() -> Non
     assert (verdict.tokens_limit, verdict.tokens_left, verdict.tokens_reset_s) == (1000, 984, 60.0)
 
 
+def test_what_is_given_back_can_be_used_and_the_request_stays_counted() -> None:
+    judge = quota(rpm=600, tpm=1000)
+    judge.judge(0.0, 300)
+    verdict = judge.give_back(judge.judge(0.0, 600), 600)
+    assert (verdict.tokens_left, verdict.requests_left, verdict.requests_left_in_slice) == (700, 598, 8)
+    assert judge.judge(0.0, 700).exceeded is None
+    assert judge.judge(0.0, 1).exceeded is Limit.TOKEN
+
+
+def test_what_is_left_of_the_slice_is_told_beside_the_minutes() -> None:
+    judge = quota(rpm=600, window_s=10)
+    assert judge.judge(0.0, 0).requests_left_in_slice == 99
+    assert judge.judge(9.9, 0).requests_left_in_slice == 98
+    assert judge.judge(10.0, 0).requests_left_in_slice == 99
+
+
 def test_a_change_counts_what_was_charged_before() -> None:
     judge = quota(rpm=600, tpm=1000)
     judge.judge(0.0, 600)
