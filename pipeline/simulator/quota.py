@@ -47,6 +47,7 @@ class Quota:
         self, *, requests_per_minute: int | None, tokens_per_minute: int | None, request_window_s: float = 1.0
     ) -> None:
         self._window_s = request_window_s
+        self._requests_per_minute: int | None = None
         self._calls_in_slice = 0
         self._calls_in_minute = 0
         self._slice = -1
@@ -56,7 +57,14 @@ class Quota:
         self.change(requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute)
 
     def change(self, *, requests_per_minute: int | None, tokens_per_minute: int | None) -> None:
-        """Judge by these limits from now on; what was charged stays charged."""
+        """Judge by these limits from now on.
+
+        Tokens that were charged stay charged; the minute's requests so far count as the same share of the new limit,
+        so that the rest of the minute has the new limit's pace.
+        """
+        before = self._requests_per_minute
+        if before is not None and requests_per_minute is not None:
+            self._calls_in_minute = math.ceil(self._calls_in_minute * requests_per_minute / before)
         self._requests_per_minute = requests_per_minute
         self._tokens_per_minute = tokens_per_minute
         if requests_per_minute is not None:

@@ -115,6 +115,18 @@ def test_a_change_counts_what_was_charged_before() -> None:
     assert judge.judge(60.0, 500).exceeded is None
 
 
+@pytest.mark.parametrize(("before", "after"), [(600, 300), (300, 600), (600, 60), (60, 600), (600, 600)])
+def test_the_rest_of_a_minute_has_the_pace_of_the_new_limit(before: int, after: int) -> None:
+    judge = quota(rpm=before)
+    halves = [0, 0]
+    for tick in range(6_000):
+        if tick == 3_000:
+            judge.change(requests_per_minute=after, tokens_per_minute=None)
+        while judge.judge(tick / 100, 0).exceeded is None:
+            halves[tick // 3_000] += 1
+    assert halves == [before / 2, after / 2]
+
+
 def test_without_limits_everything_is_admitted() -> None:
     judge = quota()
     assert all(admitted(judge, [0.0] * 1000, tokens=10**9))
