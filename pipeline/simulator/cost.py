@@ -95,6 +95,5 @@ _COSTS = {
 
 
 def cost_of(model: str) -> Cost:
-    """Give what is known of a model by the longest known beginning of its name, else `DOCUMENTED`."""
-    family = max((name for name in _COSTS if model.startswith(name)), key=len, default="")
-    return _COSTS.get(family, DOCUMENTED)
+    """Give what is known of a model by the beginning of its name, else `DOCUMENTED`."""
+    return next((cost for name, cost in _COSTS.items() if model.startswith(name)), DOCUMENTED)

@@ -43,7 +43,7 @@ class Provisioned:
     def settle(self, now_s: float, *, estimated: int, taken: int) -> None:
         """Set right what a call was charged, now that it is known."""
         self._drain(now_s)
-        self._level = max(0.0, self._level + taken - estimated)
+        self._level += taken - estimated
 
     def _drain(self, now_s: float) -> None:
         self._level = max(0.0, self._level - self._rate * (now_s - self._at_s))

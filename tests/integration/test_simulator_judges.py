@@ -205,6 +205,21 @@ async def test_a_broken_call_spills_over_too(status: int, tmp_path: Path) -> Non
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("target", ["std", "nowhere"])
+async def test_a_broken_call_is_settled_once_whether_it_spills_over_or_not(target: str, tmp_path: Path) -> None:
+    config = {
+        "deployments": {"d": BUSY, "std": {}},
+        "faults": {"rates": {"500": 1.0}, "attempts": 1},
+    }
+    headers = {"x-ms-spillover-deployment": target}
+    async with serving(tmp_path, config) as served:
+        broken = await served.ask("x" * 400, max_tokens=800, headers=headers)
+        after = await served.ask("x" * 400, max_tokens=800)
+    assert (broken.status_code, after.status_code) == (200 if target == "std" else 500, 200)
+    assert after.headers["azure-openai-deployment-utilization"] == "100.0%"
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("standard", "headers", "status"),
     [

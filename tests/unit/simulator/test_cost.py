@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
 import pytest
 
-from pipeline.simulator.base import Family, Place
+from pipeline.simulator.base import Family, Occasion, Place
 from pipeline.simulator.config import CostConfig, make_config
 from pipeline.simulator.cost import DOCUMENTED, Cost, PromptCount, Rounding, cost_of
 from pipeline.simulator.models import facts_of
@@ -89,8 +90,13 @@ def test_what_embeddings_are_paid_for_is_not_what_admission_counts() -> None:
     body = {"input": ["abcde", "x"]}
     config = make_config({"deployments": {"d": {"cost": {"factor": 10}}}})
     cost = config.deployments["d"].cost.cost("text-embedding-3-small")
-    assert charged("embeddings", body, cost) == 30
-    assert charged("embeddings", body, DOCUMENTED) == 3
+    model = "text-embedding-3-small"
+    place = Place(
+        family=Family.V1, api_version=None, deployment="d", model=model, facts=facts_of(model), dimensions=8, cost=cost
+    )
+    asked = OPERATIONS["embeddings"].read(body, place)
+    paid = orjson.loads(OPERATIONS["embeddings"].answer(asked, place, Occasion(created_s=1)).body)["usage"]
+    assert (asked.tokens, paid) == (30, {"prompt_tokens": 3, "total_tokens": 3})
 
 
 def test_pictures_cost_by_their_detail() -> None:
@@ -118,4 +124,6 @@ def test_the_part_for_the_answer_is_told_apart() -> None:
 def test_a_configured_part_leaves_the_others_as_they_are_known() -> None:
     cost = CostConfig(factor=2).cost("gpt-4.1")
     assert (cost.factor, cost.answer_when_absent) == (2, 0)
+    off = CostConfig(answers=False, choices=False, answer_when_absent=0, picture_tokens=0).cost("gpt-4o")
+    assert (off.answers, off.choices, off.answer_when_absent, off.picture_tokens) == (False, False, 0, 0)
     assert CostConfig().cost("gpt-4o") == DOCUMENTED

@@ -45,6 +45,13 @@ def test_a_call_is_set_right_when_it_ends() -> None:
     assert judge.judge(0.0, 0).share == pytest.approx(0.9)
 
 
+def test_a_call_that_took_more_fills_what_has_drained_since() -> None:
+    judge = bucket()
+    judge.judge(0.0, 100)
+    judge.settle(5.0, estimated=0, taken=600)
+    assert judge.judge(5.0, 0).share == pytest.approx(0.6)
+
+
 def test_what_is_given_back_after_it_drained_leaves_no_credit() -> None:
     judge = bucket()
     judge.judge(0.0, 900)

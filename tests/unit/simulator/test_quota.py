@@ -96,8 +96,13 @@ def test_what_is_given_back_can_be_used_and_the_request_stays_counted() -> None:
     judge.judge(0.0, 300)
     verdict = judge.give_back(judge.judge(0.0, 600), 600)
     assert (verdict.tokens_left, verdict.requests_left, verdict.requests_left_in_slice) == (700, 598, 8)
+    assert judge.judge(0.0, 0).tokens_left == 700
     assert judge.judge(0.0, 700).exceeded is None
     assert judge.judge(0.0, 1).exceeded is Limit.TOKEN
+    assert judge.judge(60.0, 0).tokens_left == 1000
+    assert judge.judge(60.0, 1001).exceeded is Limit.TOKEN
+    assert judge.judge(60.0, 1000).exceeded is None
+    assert judge.judge(60.0, 1).exceeded is Limit.TOKEN
 
 
 def test_what_is_left_of_the_slice_is_told_beside_the_minutes() -> None:
