@@ -42,7 +42,7 @@ chaos: $(READY) ## kill and fail runs at the full counts: SEED=… replays
 	@PIPELINE_SEED=$(or $(SEED),20) PIPELINE_KILLS=500 PIPELINE_SYSCALL_KILLS=400 PIPELINE_SYSCALL_ERRORS=300 \
 		$(BIN)/python -m pytest tests/chaos -s -o timeout=0
 
-bench: $(READY) ## measure the wire, and how much of a quota is used
+bench: $(READY) ## measure the wire, and how much of a quota is used in nine scenarios (about a quarter of an hour)
 	@$(BIN)/python benchmarks/wire.py
 	@$(BIN)/python benchmarks/quota.py
 
