@@ -71,8 +71,9 @@ def test_injected_refusals_are_nobodys_fault_and_use_the_quota() -> None:
 
 
 def test_a_stated_limit_that_is_passed_within_any_minute_is_seen() -> None:
-    at_the_limit = calls(199.9 / 60, 100)
+    at_the_limit = calls(200 / 60, 100)
     assert missed("too-low", at_the_limit) == []
+    assert missed("too-low", calls(202 / 60, 100)) == ["202 calls in a minute, stated were 200"]
     extra = replace(at_the_limit[150], key="extra")
     assert missed("too-low", sorted([*at_the_limit, extra], key=lambda call: call.at)) == [
         "201 calls in a minute, stated were 200"
@@ -82,7 +83,7 @@ def test_a_stated_limit_that_is_passed_within_any_minute_is_seen() -> None:
 @pytest.mark.parametrize("offered", [None, 599])
 def test_a_run_that_does_not_say_what_is_offered_is_seen(offered: float | None) -> None:
     told = {"deployments": [{"name": "d", "offered_requests_per_minute": offered}]}
-    assert missed("too-low", calls(199.9 / 60, 100), told) == [f"{offered} are said to be offered, 600 are"]
+    assert missed("too-low", calls(200 / 60, 100), told) == [f"{offered} are said to be offered, 600 are"]
 
 
 def test_the_first_minute_is_left_out_where_limits_are_unknown() -> None:
