@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
-from pipeline.cli.endings import INTERRUPTED, USAGE, end_quietly, ending
+from pipeline.cli.endings import INTERRUPTED, USAGE, end_quietly, ending, have_streams
 
 _HELP = {
     "init": "Write a commented job file that runs.",
@@ -33,7 +33,7 @@ Exit codes:
   1    finished, rows failed     5    storage or damage
   2    usage or job file         70   a defect of ours
   3    refused, needs a person   75   another run holds the folder
-  130, 143  SIGINT, SIGTERM, after a clean stop
+  129, 130, 143  SIGHUP, SIGINT, SIGTERM, after a clean stop
 """
 
 
@@ -61,6 +61,7 @@ class _Commands(click.Group):
         if sys.platform == "win32":
             click.echo("pipeline runs on Linux and macOS; on Windows, use it within WSL (wsl --install)", err=True)
             sys.exit(USAGE)
+        have_streams()
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")

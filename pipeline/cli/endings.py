@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import click
 
 from pipeline.errors import PipelineError
 
 USAGE = 2
+STORAGE = 5
 DEFECT = 70
 INTERRUPTED = 130
 BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell would say
 
 
-def ending(error: BaseException) -> int:
+def ending(error: BaseException) -> int:  # noqa: PLR0911 - one a way to end
     """Say on stderr what happened and return the exit code of it."""
     leaf = _leaf(error)
     match leaf:
@@ -28,14 +32,36 @@ def ending(error: BaseException) -> int:
         case KeyboardInterrupt() | click.Abort():
             return INTERRUPTED
         case click.ClickException():
-            leaf.show()
+            with suppress(OSError):
+                leaf.show()
             return leaf.exit_code
         case PipelineError():
-            click.echo(f"pipeline: {leaf}" if leaf.exit_code != USAGE else str(leaf), err=True)
+            _say(f"pipeline: {leaf}" if leaf.exit_code != USAGE else str(leaf))
             return leaf.exit_code
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            _say(f"pipeline: {leaf.strerror}; free some space, then call the same command again")
+            return STORAGE
         case _:
-            click.echo(_defect(leaf), err=True)
+            _say(_defect(leaf))
             return DEFECT
+
+
+def _say(text: str) -> None:
+    """Print on stderr; where that is gone, the exit code says enough."""
+    with suppress(OSError):
+        click.echo(text, err=True)
+
+
+def have_streams() -> None:
+    """Open what the caller closed (`>&-`) on nothing, lest a file of ours take its number, and what is printed."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - open to the end
 
 
 def end_quietly() -> int:

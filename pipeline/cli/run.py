@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -147,6 +148,7 @@ def command(
             echo_json(summary.as_json())
         else:
             click.echo("\n".join(closing(summary, reader=reader)))
-    except BrokenPipeError:
+        sys.stdout.flush()
+    except OSError:
         end_quietly()  # nobody reads the last words; what the run came to is said by the exit code all the same
     return summary.exit_code or 0

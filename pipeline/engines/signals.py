@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first ends a run cleanly, the second at once."""
+"""SIGINT, SIGTERM and SIGHUP: the first ends a run cleanly, the second at once."""
 
 from __future__ import annotations
 
@@ -14,10 +14,16 @@ from pipeline.errors import StorageError
 from pipeline.lanes.stop import Interrupted, Stop
 from pipeline.log import Event, EventLog, Level
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""SIGHUP is a terminal that was closed, or a connection to it that was lost."""
+
 
 @asynccontextmanager
 async def obeyed_signals(stop: Stop, log: EventLog) -> AsyncIterator[None]:
-    """Obey signals for as long as the block goes on. Only in the main thread."""
+    """Obey signals for as long as the block goes on. Only in the main thread.
+
+    What whoever started the process had it ignore stays ignored: nohup does that, and a shell for what ends in `&`.
+    """
     failure: Exception | None = None
     async with anyio.create_task_group() as group:
         await group.start(_obey, stop, log)
@@ -32,7 +38,8 @@ async def obeyed_signals(stop: Stop, log: EventLog) -> AsyncIterator[None]:
 
 async def _obey(stop: Stop, log: EventLog, *, task_status: TaskStatus[None]) -> None:
     """Ask the run to stop at the first signal; leave at once at the second, which is as safe as kill -9."""
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    obeyed = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    with anyio.open_signal_receiver(*obeyed) as signals:
         task_status.started()
         first = True
         async for number in signals:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -82,19 +82,29 @@ class _StatusLine:
 
         console = Console(file=screen.stream, highlight=False, no_color=not screen.in_color)
         before = screen.write
-        with Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False) as live:
+        live = Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False)
+
+        def write(line: str) -> None:
+            with suppress(OSError, ValueError):
+                console.print(Text.from_ansi(line), soft_wrap=True)
+
+        with suppress(OSError, ValueError):
+            live.start()
             console.show_cursor(show=True)  # a second Ctrl-C leaves no time to bring it back
-            screen.write = lambda line: console.print(Text.from_ansi(line), soft_wrap=True)
-            try:
-                yield cls(live)
-            finally:
-                screen.write = before
+        screen.write = write
+        try:
+            yield cls(live)
+        finally:
+            screen.write = before
+            with suppress(OSError, ValueError):
+                live.stop()
 
     def update(self, summary: Summary) -> None:
-        """Redraw the line."""
+        """Redraw the line; a terminal that went away is no reason to stop a run."""
         from rich.text import Text  # noqa: PLC0415 - loaded already
 
-        self._live.update(Text(status_line(summary), no_wrap=True, overflow="ellipsis"), refresh=True)
+        with suppress(OSError, ValueError):
+            self._live.update(Text(status_line(summary), no_wrap=True, overflow="ellipsis"), refresh=True)
 
 
 def status_line(summary: Summary) -> str:
