@@ -94,8 +94,7 @@ class Reader:
             room = min(room, self._known_digest[0] - at)
         if room <= 0:
             return self._rest_here(span)
-        assert self._cursor is not None  # noqa: S101 - _begin has set it
-        batch = self._cursor.read(min(room, self._rows_at_once), self._digest)
+        batch = self._read(min(room, self._rows_at_once))
         if not batch.rows:
             return self._input_ended(span)
         return self._taken(span, batch)
@@ -107,6 +106,30 @@ class Reader:
         if self._ids is not None:
             self._ids.sync()
         self._end_spool()
+
+    def _read(self, most: int) -> Batch:
+        """Read rows. Raises InputChangedError where the input was cut meanwhile, before anything comes of its rows."""
+        assert self._cursor is not None  # noqa: S101 - _begin has set it
+        try:
+            batch = self._cursor.read(most, self._digest)
+        except Exception:
+            self._refuse_if_cut()
+            raise
+        self._refuse_if_cut()
+        return batch
+
+    def _refuse_if_cut(self) -> None:
+        for file in self._source.files:
+            try:
+                now = file.path.stat()
+            except OSError:
+                continue  # what is open stays readable after its name is gone
+            if now.st_ino == file.inode and now.st_size < file.size:
+                raise InputChangedError(
+                    f"the input was cut while it was read: {file.path} had {file.size:,} bytes at the start and has "
+                    f"{now.st_size:,}; put the old input back and run the same command again, or start anew with "
+                    "--fresh (the old results are moved aside, not deleted)"
+                )
 
     def _end_of(self, span: Span) -> int:
         """The ordinal after the last that this invocation reads of the range."""
