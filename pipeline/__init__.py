@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pipeline.errors import (
         DamageError,
         DefectError,
+        DiskFullError,
         FolderHeldError,
         InputChangedError,
         JobChangedError,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         PipelineError,
         Problem,
         RefusedError,
+        StalledError,
         StoppedEarlyError,
         StorageError,
     )
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DamageError",
     "DefectError",
+    "DiskFullError",
     "FolderHeldError",
     "InputChangedError",
     "Interrupted",
@@ -47,6 +50,7 @@ __all__ = [
     "RefusedError",
     "RunOptions",
     "SourceError",
+    "StalledError",
     "StoppedEarlyError",
     "StorageError",
     "Summary",

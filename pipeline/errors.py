@@ -7,8 +7,10 @@ PipelineError
  +-- RefusedError        the service refuses: credentials, network, deployment        exit 3
  +-- StoppedEarlyError   a budget, deadline, outage or long pause ended the run       exit 4
  +-- StorageError        disk full or failing                                         exit 5
+ |    +-- DiskFullError  no space, or no quota, is left on the disk                   exit 5
  |    +-- DamageError    a committed file is not what was written                     exit 5
  +-- DefectError         a bug of ours                                                exit 70
+ |    +-- StalledError   nothing happened for too long, and nothing was waited for    exit 70
  +-- FolderHeldError     another run holds the output folder                          exit 75
  +-- RowProblem          one row cannot be asked, or its answer cannot be used; never leaves a run
       +-- RowError  +-- TemplateError  +-- MediaError  +-- ReplyError
@@ -87,6 +89,10 @@ class StorageError(PipelineError):
     exit_code: ClassVar[int] = 5
 
 
+class DiskFullError(StorageError):
+    """No space, or no quota, is left on the disk."""
+
+
 class DamageError(StorageError):
     """A committed file is not what was written."""
 
@@ -95,6 +101,10 @@ class DefectError(PipelineError):
     """A defect of ours; what was committed is safe."""
 
     exit_code: ClassVar[int] = 70
+
+
+class StalledError(DefectError):
+    """Nothing happened for too long although nothing was waited for."""
 
 
 class FolderHeldError(PipelineError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
@@ -14,7 +15,7 @@ from typing import Any
 import orjson
 import structlog
 
-from pipeline.errors import StorageError
+from pipeline.errors import DiskFullError, StorageError
 
 ROTATE_BYTES = 64 * 1024 * 1024
 KEEP_FILES = 5
@@ -46,6 +47,10 @@ class Event(StrEnum):
     PART_SEALED = "part_sealed"
     PROGRESS = "progress"
     STOPPING = "stopping"
+    DISK_REFUSED = "disk_refused"
+    DISK_MAY_FILL = "disk_may_fill"
+    NETWORK_FILE_SYSTEM = "network_file_system"
+    STALLED = "stalled"
     HTTP_BODIES_LOGGED = "http_bodies_logged"
     HTTP_REQUEST = "http_request"
     HTTP_RESPONSE = "http_response"
@@ -137,7 +142,8 @@ class _RotatingFile:
             yield
         except OSError as error:
             self._failed = True
-            raise StorageError(
+            kind = DiskFullError if error.errno in {errno.ENOSPC, errno.EDQUOT} else StorageError
+            raise kind(
                 f"writing {self._path}: {error.strerror or type(error).__name__}; free some space or check the disk, "
                 "then run the same command again: what was committed is safe"
             ) from error

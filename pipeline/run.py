@@ -6,8 +6,8 @@ import math
 import os
 import random
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -17,12 +17,16 @@ from pipeline import operations
 from pipeline.clock import Clock, SystemClock
 from pipeline.engines.local import Sealing, SealRules, run_local
 from pipeline.engines.signals import obeyed_signals
+from pipeline.engines.stall import StallGuard
 from pipeline.engines.tally import Tally
-from pipeline.errors import FolderHeldError, JobFileError, PipelineError, StoppedEarlyError
+from pipeline.engines.watchdog import limit_s
+from pipeline.errors import FolderHeldError, JobFileError, PipelineError, StoppedEarlyError, StorageError
 from pipeline.job import change
 from pipeline.job.batch import BATCH_FORMAT
 from pipeline.job.load import check_columns
+from pipeline.job.template import compile_request
 from pipeline.lanes.online import LaneRules, OnlineLane
+from pipeline.lanes.pulse import Pulse
 from pipeline.lanes.stop import Stop
 from pipeline.log import Event, EventLog, Level, Listener
 from pipeline.operations.base import Fetching, result_columns
@@ -33,11 +37,14 @@ from pipeline.service.fetch import Fetcher, open_fetcher
 from pipeline.service.http_log import HttpLog, HttpLogRules, open_http_log
 from pipeline.service.pool import open_pool
 from pipeline.sources import open_source
+from pipeline.store.ballast import Ballast
 from pipeline.store.batch_lines import write_batch_lines
+from pipeline.store.disk import file_system, free_bytes, is_network, needed_bytes
 from pipeline.store.earlier import Earlier, earlier, note_run
+from pipeline.store.files import storage
 from pipeline.store.folder import Layout, hold_folder, remove_strays
 from pipeline.store.ids import IdTable
-from pipeline.store.journal import Journal, Span
+from pipeline.store.journal import Journal, JournalReader, Span
 from pipeline.store.summary import Summary, write_summary
 
 if TYPE_CHECKING:
@@ -53,7 +60,8 @@ SUMMARY_EVERY_S = 1.0
 class RunOptions:
     """What an invocation adds to the job. `limit`: only rows with ordinals below it. `fresh`: move an old run aside.
 
-    `signals`: SIGINT and SIGTERM end the run cleanly; only in the main thread. `http_log`: what is written of requests
+    `signals`: the process is the run's own: SIGINT, SIGTERM and SIGHUP end it cleanly, and one that is stuck is ended;
+    only in the main thread. `http_log`: what is written of requests
     and replies, to a file of its own and to the listener.
     """
 
@@ -109,6 +117,7 @@ async def run_job(
             clock=clock,
             dice=dice,
             watcher=watcher,
+            leave=os._exit if options.signals else None,
         )
         http = open_http_log(options.http_log, path=layout.http_log, listener=listener, wall=clock.wall, log=log)
         try:
@@ -132,16 +141,19 @@ class _Run:
     clock: Clock
     dice: Callable[[], float]
     watcher: Callable[[Summary], None] | None
+    leave: Callable[[int], object] | None
     stop: Stop = field(default_factory=Stop)
     http_log: HttpLog | None = None
+    sealing: Sealing | None = None
 
     async def go(self, known: Earlier | None, transport: Transport | None) -> Summary:
         """Open everything, let it work, close it, and say what came of it."""
         job, layout, clock = self.job, self.layout, self.clock
         variant = change.variant(job)
         variants = {**(known.variants if known else {}), variant: job.request}
+        pulse = Pulse()
         async with (
-            _open_journal(layout) as journal,
+            self._open_journal() as (journal, ballast),
             open_pool(job, clock=clock, random=self.dice, transport=transport, http_log=self.http_log) as pool,
             self._open_fetcher() as fetcher,
         ):
@@ -171,14 +183,17 @@ class _Run:
                         root=layout.root,
                         pieces=layout.pieces,
                         right_size=job.run.right_size,
+                        rows_own=compile_request(job.request).row_fields if job.request else None,
                     ),
                     fetcher=fetcher,
                     stop=self.stop,
                     log=self.log,
                     clock=clock,
                     random=self.dice,
+                    ballast=ballast,
+                    pulse=pulse,
                 )
-                sealing = Sealing(
+                sealing = self.sealing = Sealing(
                     layout=layout,
                     journal=journal,
                     rules=SealRules(
@@ -192,12 +207,27 @@ class _Run:
                     sealed=plan.sealed,
                     log=self.log,
                     clock=clock,
+                    pulse=pulse,
                 )
                 tally = Tally(
                     job=job, journal=journal, plan=plan, lane=lane, pool=pool, limit=self.rules.limit, clock=clock
                 )
+                guard = StallGuard(
+                    layout=layout,
+                    log=self.log,
+                    stop=self.stop,
+                    tally=tally,
+                    pulse=pulse,
+                    waits_until=pool.waits_until,
+                    works=lambda: plan.is_reading or lane.is_cutting,
+                    limit_s=limit_s(job.run.timeout_s),
+                    grace_s=job.run.grace_s,
+                    clock=clock,
+                    leave=self.leave,
+                )
                 async with anyio.create_task_group() as watching:
-                    watching.start_soon(self._keep_summary, tally)
+                    watching.start_soon(guard.run)
+                    watching.start_soon(self._keep_summary, tally, journal)
                     watching.start_soon(self._end_at_deadline)
                     watching.start_soon(pool.share)
                     await run_local(
@@ -224,12 +254,66 @@ class _Run:
         ca_bundle = next((spec.ca_bundle for spec in self.job.deployments if spec.ca_bundle is not None), None)
         return open_fetcher(clock=self.clock, environ=os.environ, ca_bundle=ca_bundle)
 
+    @asynccontextmanager
+    async def _open_journal(self) -> AsyncIterator[tuple[Journal, Ballast]]:
+        """Open the journal, with space set aside for the answers of a disk that fills up. Raises DiskFullError."""
+        ballast = Ballast(self.layout.ballast, workers=self.job.run.workers)
+        journal = Journal(self.layout.journal, ballast=ballast, full=self._disk_full)
+        try:
+            await anyio.to_thread.run_sync(ballast.make, journal.largest)
+            yield journal, ballast
+        finally:
+            with anyio.CancelScope(shield=True):
+                await journal.close()
+            ballast.release()
+
+    def _disk_full(self, error: StorageError) -> None:
+        """Begin nothing more: what room is left, and the ballast, are for the answers in flight."""
+        self.stop.request(error)
+        if self.sealing is not None:
+            self.sealing.halt()
+        with suppress(StorageError):
+            self.log.emit(
+                Event.DISK_REFUSED,
+                Level.ERROR,
+                reason=str(error),
+                advice="nothing new is sent; what is in flight is written into the space set aside, then the run ends",
+            )
+
+    def _look_at_disk(self, reader: JournalReader) -> None:
+        """Say what a person would want to know of the disk before the run has taken hours."""
+        root = self.layout.root
+        kind = file_system(root)
+        if is_network(kind):
+            self.log.emit(
+                Event.NETWORK_FILE_SYSTEM,
+                Level.WARNING,
+                file_system=kind,
+                advice="locks and the journal rest on another machine: use a local disk, and copy the parts afterwards",
+            )
+        with storage(f"looking at {root}"):
+            free = free_bytes(root)
+        needed = needed_bytes(reader, rows=self._rows_in_all())
+        if needed is not None and needed > free:
+            self.log.emit(
+                Event.DISK_MAY_FILL,
+                Level.WARNING,
+                needed_bytes=needed,
+                free_bytes=free,
+                advice="free some space; a full disk stops the run (exit code 5), and the same command continues it",
+            )
+
+    def _rows_in_all(self) -> int | None:
+        rows, limit = self.source.row_count, self.rules.limit
+        return rows if limit is None or rows is None else min(rows, limit)
+
     async def _begin(self, journal: Journal, known: Earlier | None, variants: dict[str, object]) -> None:
         """Note what the run is, and make sure that it is still the same input."""
         files = [[str(file.path), file.size, file.mtime_ns, file.inode] for file in self.source.files]
         with journal.reader() as reader:
             for name in remove_strays(self.layout, reader):
                 self.log.emit(Event.STRAY_PART_REMOVED, part=name)
+            self._look_at_disk(reader)
             if known is not None and known.begun and known.files != files:
                 values = columns_read(self.operation, self.rules)
                 await anyio.to_thread.run_sync(
@@ -267,9 +351,19 @@ class _Run:
 
     def _tell(self, summary: Summary) -> Summary:
         """Leave the last summary where everybody looks for it. Raises the cause again where it is a defect."""
-        write_summary(self.layout.summary, summary)
+        try:
+            write_summary(self.layout.summary, summary)
+            self._say_end(summary)
+        except StorageError as error:
+            if summary.exit_code in {0, 1}:
+                summary = replace(summary, state="stopped", reason=str(error), exit_code=error.exit_code)
         if self.watcher is not None:
             self.watcher(summary)
+        if self.stop.cause is not None and not isinstance(self.stop.cause, PipelineError):
+            raise self.stop.cause
+        return summary
+
+    def _say_end(self, summary: Summary) -> None:
         self.log.emit(
             Event.RUN_ENDED,
             Level.INFO if summary.exit_code == 0 else Level.WARNING,
@@ -278,15 +372,13 @@ class _Run:
             exit_code=summary.exit_code,
             rows=asdict(summary.rows),
         )
-        if self.stop.cause is not None and not isinstance(self.stop.cause, PipelineError):
-            raise self.stop.cause
-        return summary
 
-    async def _keep_summary(self, tally: Tally) -> None:
-        """Replace summary.json each second; a disk that refuses it stops the run."""
+    async def _keep_summary(self, tally: Tally, journal: Journal) -> None:
+        """Replace summary.json each second; a disk that refuses it, or a journal that is gone, stops the run."""
         while True:
             summary = tally.now()
             try:
+                journal.check_place()
                 write_summary(self.layout.summary, summary)
             except PipelineError as error:
                 self.stop.request(error)
@@ -302,16 +394,6 @@ class _Run:
         self.stop.request(
             StoppedEarlyError(f"run.deadline of {deadline_s:g} s passed; run the same command again to continue")
         )
-
-
-@asynccontextmanager
-async def _open_journal(layout: Layout) -> AsyncIterator[Journal]:
-    journal = Journal(layout.journal)
-    try:
-        yield journal
-    finally:
-        with anyio.CancelScope(shield=True):
-            await journal.close()
 
 
 def _open_source(job: Job, known: Earlier | None) -> Source:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from pipeline.errors import DiskFullError
 from pipeline.log import Event, EventLog
 from pipeline.memory import give_back
 from pipeline.plan.plan import Plan
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from pipeline.clock import Clock
     from pipeline.lanes.online import OnlineLane
+    from pipeline.lanes.pulse import Pulse
     from pipeline.lanes.stop import Stop
     from pipeline.sources.base import Source
 
@@ -56,6 +58,7 @@ class Sealing:
         sealed: Callable[[int], None],
         log: EventLog,
         clock: Clock,
+        pulse: Pulse,
     ) -> None:
         """Wire it up.
 
@@ -70,6 +73,7 @@ class Sealing:
         self._log = log
         self._clock = clock
         self._completed = completed
+        self._pulse = pulse
         self._waiting: list[Span] = []
         self._manifest_due = 0.0
         self._until: float | None = None
@@ -83,7 +87,16 @@ class Sealing:
 
     def hurry(self) -> None:
         """Begin no part any more after `LAST_PARTS_S` seconds; what is left stays in the journal for the next run."""
-        self._until = self._clock.now() + LAST_PARTS_S
+        if not self._is_halted:
+            self._until = self._clock.now() + LAST_PARTS_S
+
+    def halt(self) -> None:
+        """Write nothing more: what room is left is for answers. What is finished stays in the journal."""
+        self._until = float("-inf")
+
+    @property
+    def _is_halted(self) -> bool:
+        return self._until == float("-inf")
 
     @property
     def _may_begin(self) -> bool:
@@ -97,8 +110,9 @@ class Sealing:
             spans = reader.spans()
         if spans and not self._waiting and self._may_begin:
             await self._seal_head(spans[0], source, values=values, carried=carried)
-        await export_attempts(self._layout, self._journal, at_least=1)
-        self._write_manifest()
+        if not self._is_halted:
+            await export_attempts(self._layout, self._journal, at_least=1)
+            self._write_manifest()
 
     async def _seal_waiting(self) -> None:
         while self._waiting and self._may_begin and (sealer := self._sealer()) is not None:
@@ -145,6 +159,7 @@ class Sealing:
         sealer.forget_spool(span.first)
         await anyio.to_thread.run_sync(give_back)
         self._sealed(span.first)
+        self._pulse.beat()
         self._log.emit(Event.PART_SEALED, part=part.name, ok=part.ok, failed=part.failed, bytes=part.bytes)
         await export_attempts(self._layout, self._journal, at_least=ATTEMPTS_AT_ONCE)
         if self._clock.now() >= self._manifest_due:
@@ -189,12 +204,12 @@ async def run_local(
     """Let workers send until the plan is empty or the run stops; calls in flight then have `grace_s` seconds to end."""
     grace = anyio.CancelScope()
     async with anyio.create_task_group() as background:
-        background.start_soon(_seal_all, sealing, stop)
-        background.start_soon(_abandon_after, stop, grace, grace_s, clock)
+        background.start_soon(_seal_all, sealing, stop, name="sealer")
+        background.start_soon(_abandon_after, stop, sealing, grace, grace_s, clock)
         try:
             async with anyio.create_task_group() as pool:
-                for _ in range(workers):
-                    pool.start_soon(lane.work)
+                for number in range(workers):
+                    pool.start_soon(lane.work, name=f"worker {number}")
         finally:
             grace.cancel()
             if stop.cause is not None:
@@ -217,8 +232,10 @@ async def _close(plan: Plan, stop: Stop) -> None:
         stop.request(error)
 
 
-async def _abandon_after(stop: Stop, scope: anyio.CancelScope, grace_s: float, clock: Clock) -> None:
+async def _abandon_after(stop: Stop, sealing: Sealing, scope: anyio.CancelScope, grace_s: float, clock: Clock) -> None:
     with scope:
         await stop.requested.wait()
+        if isinstance(stop.cause, DiskFullError):
+            sealing.halt()
         await clock.sleep(grace_s)
         stop.abandon()

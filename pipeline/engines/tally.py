@@ -56,6 +56,7 @@ class Tally:
             attempts=totals.attempts,
             throttled=totals.throttled,
             calls_on_refusals=totals.calls_on_refusals,
+            unwritten=self._lane.unwritten,
             tokens=TokenCounts(
                 input=totals.input_tokens,
                 output=totals.output_tokens,

@@ -504,6 +504,11 @@ class RequestTemplate:
     _constant: Mapping[str, Any]
     _fields: tuple[tuple[str, bool, Getter], ...]
 
+    @property
+    def row_fields(self) -> frozenset[str]:
+        """The fields of the body that rows fill, at least in part."""
+        return frozenset(name for name, _bare, _getter in self._fields)
+
     def render(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Give the body for one row: new at the top, with parts that hold no template shared by all rows.
 

@@ -8,25 +8,33 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from pipeline.errors import StorageError
+from pipeline.errors import PipelineError, StorageError
+from pipeline.lanes.pulse import Pulse
 from pipeline.lanes.stop import Stop
 from pipeline.log import Event, EventLog, Level
 from pipeline.model import Attempt, Outcome, RowResult, WrittenFile
+from pipeline.store.ballast import PAUSES_S
 from pipeline.store.media import write_media
 
 if TYPE_CHECKING:
+    from pipeline.store.ballast import Ballast
     from pipeline.store.journal import Journal
 
 
 class Commits:
-    """Commits outcomes. Once begun, a commit is not cancelled."""
+    """Commits outcomes. Once begun, a commit is not cancelled. `unwritten` counts answers that no disk would take."""
 
-    def __init__(self, *, journal: Journal, root: Path, stop: Stop, log: EventLog) -> None:
-        """`root` is the output folder."""
+    def __init__(
+        self, *, journal: Journal, ballast: Ballast | None, root: Path, stop: Stop, log: EventLog, pulse: Pulse
+    ) -> None:
+        """`root` is the output folder; `ballast` is given back when there is no room for a row's files."""
+        self.unwritten = 0
         self._journal = journal
+        self._ballast = ballast
         self._root = root
         self._stop = stop
         self._log = log
+        self._pulse = pulse
 
     async def rows(self, outcome: Outcome) -> None:
         """Keep an outcome, with its files; say which rows failed.
@@ -34,8 +42,13 @@ class Commits:
         Raises StorageError when the disk refuses.
         """
         with anyio.CancelScope(shield=True):
-            files, rows = await self._written(outcome.rows)
-            await self._journal.commit(replace(outcome, rows=rows, files=files))
+            try:
+                files, rows = await self._written(outcome.rows)
+                await self._journal.commit(replace(outcome, rows=rows, files=files))
+            except PipelineError:
+                self.unwritten += sum(row.ok for row in outcome.rows)
+                raise
+        self._pulse.beat()
         for row in rows:
             if row.error is not None:
                 self.say(
@@ -55,6 +68,7 @@ class Commits:
                 await self._journal.keep_piece(key, outcome)
             else:
                 await self._journal.keep_attempts(outcome.attempts)
+        self._pulse.beat()
 
     async def attempts(self, attempts: tuple[Attempt, ...]) -> None:
         """Keep attempts whose rows stay pending."""
@@ -70,10 +84,24 @@ class Commits:
             self._stop.request(error)
 
     async def _written(self, rows: tuple[RowResult, ...]) -> tuple[tuple[WrittenFile, ...], tuple[RowResult, ...]]:
-        """Write the rows' files; the rows then hold their paths."""
+        """Write the rows' files; the rows then hold their paths. A full disk is tried again without the ballast."""
         if not any(row.files for row in rows):
             return (), rows
-        return await anyio.to_thread.run_sync(self._write, rows)
+        try:
+            return await anyio.to_thread.run_sync(self._write, rows)
+        except StorageError as error:
+            if self._ballast is None:
+                raise
+            self._stop.request(error)
+            self._ballast.release()
+            failure = error
+        for pause_s in PAUSES_S:
+            await anyio.sleep(pause_s)
+            try:
+                return await anyio.to_thread.run_sync(self._write, rows)
+            except StorageError as error:
+                failure = error
+        raise failure
 
     def _write(self, rows: tuple[RowResult, ...]) -> tuple[tuple[WrittenFile, ...], tuple[RowResult, ...]]:
         files: list[WrittenFile] = []
@@ -81,6 +109,8 @@ class Commits:
         for row in rows:
             written = {file.column: write_media(self._root, row.ordinal, file) for file in row.files}
             files += written.values()
+            if self._ballast is not None:
+                self._ballast.seen(sum(file.bytes for file in written.values()))
             paths = {column: file.name for column, file in written.items()}
             named.append(replace(row, values={**(row.values or {}), **paths}, files=()) if paths else row)
         return tuple(files), tuple(named)

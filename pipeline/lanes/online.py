@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
 import anyio
 
-from pipeline.errors import RefusedError, ReplyError, RowError, RowProblem
-from pipeline.lanes.breaker import Breaker
+from pipeline.errors import PipelineError, RefusedError, ReplyError, RowError, RowProblem
+from pipeline.lanes.breaker import Breaker, Suspicion
 from pipeline.lanes.commit import Commits
 from pipeline.lanes.pieces import Cut, Piece, PieceLine
+from pipeline.lanes.pulse import Pulse
 from pipeline.lanes.stop import Stop, Stopped
 from pipeline.log import Event, EventLog, Level
 from pipeline.model import Attempt, Call, ErrorInfo, Item, Outcome, Reply, RequestInfo, RowResult, Usage
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from pipeline.service.deployment import Deployment, Exchange
     from pipeline.service.fetch import Fetcher
     from pipeline.service.pool import Aside, Pool
+    from pipeline.store.ballast import Ballast
     from pipeline.store.journal import Journal
 
 MAX_STORED_RESPONSE_BYTES = 1024 * 1024
@@ -62,7 +66,8 @@ class LaneRules:
     """What the job says of sending. `raw`: none, failed or all replies are kept.
 
     `right_size` is the quantile of answers whose length requests reserve; None: they reserve what the job says.
-    `root` is the output folder, `pieces` a folder for pieces of rows while they are sent.
+    `rows_own` names the request's fields that rows fill (see Breaker). `root` is the output folder, `pieces` a folder
+    for pieces of rows while they are sent.
     """
 
     retry: RetryRules
@@ -71,14 +76,15 @@ class LaneRules:
     root: Path
     pieces: Path
     right_size: float | None = None
+    rows_own: frozenset[str] | None = frozenset()
 
 
 @dataclass(slots=True, kw_only=True)
 class _Asked:
     """One request on its way: what it met so far. `ended_at` is when its last attempt ended, monotonic seconds.
 
-    `retried` says that the last attempt met a fault. `first` is the answer in whose place another is asked for
-    (`RowResult.again`).
+    `suspicion` is what its last refusal looks like. `retried` says that the last attempt met a fault. `first` is the
+    answer in whose place another is asked for (`RowResult.again`).
     """
 
     items: tuple[Item, ...]
@@ -87,6 +93,7 @@ class _Asked:
     attempts: list[Attempt] = field(default_factory=list)
     ended_at: float | None = None
     retried: bool = False
+    suspicion: Suspicion = Suspicion.NONE
 
     def met(self, verdict: Verdict, *, sent_at: float, ended_at: float) -> None:
         """Note one more attempt."""
@@ -115,6 +122,19 @@ class _Split:
     named: Outcome | None
 
 
+@dataclass(slots=True, kw_only=True)
+class _Course:
+    """A task under way: the packs that are still to be asked, and what the last one came to, where that is held back.
+
+    `attempts` are those of what is held back.
+    """
+
+    task: Task
+    packs: list[tuple[Item, ...]]
+    end: Outcome | _Split | None = None
+    attempts: tuple[Attempt, ...] = ()
+
+
 class OnlineLane:
     """Sends tasks. Any number of `work` coroutines share one lane.
 
@@ -136,8 +156,13 @@ class OnlineLane:
         log: EventLog,
         clock: Clock,
         random: Callable[[], float],
+        ballast: Ballast | None = None,
+        pulse: Pulse | None = None,
     ) -> None:
-        """Wire it up. `facts` and `models` are those of earlier invocations; `fetcher` is for operations that fetch."""
+        """Wire it up. `facts` and `models` are those of earlier invocations; `fetcher` is for operations that fetch.
+
+        `ballast` is given back on a full disk; `pulse` beats at whatever is got done.
+        """
         self.operation = operation.settled(facts)
         self.in_flight = 0
         # To ask whether an operation is of a protocol takes 20 µs: too long for every row.
@@ -151,41 +176,81 @@ class OnlineLane:
         self._rules = rules
         self._fetcher = fetcher
         self._stop = stop
-        self._commits = Commits(journal=journal, root=rules.root, stop=stop, log=log)
+        self._pulse = pulse or Pulse()
+        self._commits = Commits(
+            journal=journal, ballast=ballast, root=rules.root, stop=stop, log=log, pulse=self._pulse
+        )
         self._pieces = PieceLine()
         self._lengths = None if rules.right_size is None else Lengths(rules.right_size)
         self._clock = clock
         self._random = random
-        self._breaker = Breaker()
+        self._breaker = Breaker(rules.rows_own)
+        self._working = 0
+        self._cuts = 0
+        self._held: list[_Course] = []
+        self._released: deque[_Course] = deque()
+
+    @property
+    def is_cutting(self) -> bool:
+        """Whether a thread cuts a row into pieces."""
+        return self._cuts > 0
+
+    @property
+    def unwritten(self) -> int:
+        """Rows that were answered, and could not be written."""
+        return self._commits.unwritten
 
     def schema(self) -> pa.Schema:
         """The result columns. Raises LookupError while a fact of the run is unknown."""
         return self.operation.schema()
 
     async def work(self) -> None:
-        """Take tasks until there are no more or the run stops; each is durable before the next is taken."""
+        """Take tasks until there are no more or the run stops; each is durable before the next is taken.
+
+        A refusal that may be everybody's is held back meanwhile: it was not answered, so there is nothing to lose.
+        """
+        self._working += 1
         try:
-            while self._stop.cause is None:
-                if (piece := self._pieces.take()) is not None:
-                    await self._ask_piece(piece)
-                    continue
-                with self._stop.waiting():
-                    work = await self._plan.next()
-                if work is None:
-                    await self._help()
-                    return
-                match work:
-                    case Settled(rows=rows):
-                        await self._commits.rows(Outcome(rows=rows, request=RequestInfo(variant=self._rules.variant)))
-                    case Task(items=items):
-                        await self._ask_all(items)
-                    case _:
-                        assert_never(work)
-                self._plan.finished(work)
+            while self._stop.cause is None and await self._step():
+                pass
+            if self._working == 1 and self._stop.cause is None:
+                # Nobody is left who could show whose the refusals are.
+                await self._settle_held()
         except Stopped:
             return
         except Exception as error:  # noqa: BLE001 - a failure in one worker is a failure of the run, told once
             self._stop.request(error)
+        finally:
+            self._working -= 1
+            if not self._working:
+                await self._keep_attempts_of_held()
+
+    async def _step(self) -> bool:
+        """Do one piece of work; False where there is none any more."""
+        if (piece := self._pieces.take()) is not None:
+            await self._ask_piece(piece)
+            return True
+        if self._released:
+            await self._go_on(self._released.popleft())
+            return True
+        with self._stop.waiting():
+            work = await self._plan.next()
+        self._pulse.beat()
+        match work:
+            case None:
+                await self._help()
+                return bool(self._released)
+            case Settled(rows=rows):
+                await self._commits.rows(Outcome(rows=rows, request=RequestInfo(variant=self._rules.variant)))
+                self._plan.finished(work)
+            case Task(items=items):
+                if self._cutting is not None and await self._ask_in_pieces(self._cutting, items[0]):
+                    self._plan.finished(work)
+                else:
+                    await self._go_on(_Course(task=work, packs=[items]))
+            case _:
+                assert_never(work)
+        return True
 
     async def _help(self, *, until: Cut | None = None) -> None:
         """Send pieces of rows, whosever they are, until the row `until` has ended, or no row is in pieces any more."""
@@ -196,32 +261,69 @@ class OnlineLane:
                 return
             await self._ask_piece(piece)
 
-    async def _ask_all(self, items: tuple[Item, ...]) -> None:
-        """Ask for every item. A refused pack is asked again in smaller packs; what is answered is committed at once."""
-        if self._cutting is not None and await self._ask_in_pieces(self._cutting, items[0]):
-            return
-        packs = [items]
-        while packs:
-            asked = _Asked(items=packs.pop())
-            match await self._asked(asked):
+    async def _go_on(self, course: _Course, *, waits: bool = True) -> None:
+        """Ask for what is left of a task. A refused pack is asked in smaller packs; what is answered is committed.
+
+        `waits`: what may be everybody's is held back, and the task with it, until an answer shows that it is not.
+        """
+        while course.end is not None or course.packs:
+            if course.end is None:
+                asked = _Asked(items=course.packs.pop())
+                course.end = await self._asked(asked)
+                course.attempts = tuple(asked.attempts)
+                if asked.suspicion is Suspicion.HOLD_BACK and waits:
+                    self._held.append(course)
+                    self._plan.read_on(True)
+                    return
+            match course.end:
                 case Outcome() as end:
                     await self._commits.rows(end)
                 case _Split(packs=smaller, named=named):
                     if named is None:
-                        await self._commits.attempts(tuple(asked.attempts))
+                        await self._commits.attempts(course.attempts)
                     else:
                         await self._commits.rows(named)
-                    packs.extend(reversed(smaller))
+                    course.packs.extend(reversed(smaller))
                 case end:
                     assert_never(end)
+            course.end, course.attempts = None, ()
+        self._plan.finished(course.task)
+
+    def _release_held(self) -> None:
+        """An answer came: what was held back was its rows' own, and goes its way."""
+        if self._held:
+            self._released.extend(self._held)
+            self._held.clear()
+            self._plan.read_on(False)
+
+    async def _settle_held(self) -> None:
+        """End what is held back although nothing shows whose it is; what is sent for that still counts."""
+        while True:
+            self._release_held()
+            if not self._released:
+                return
+            course = self._released[0]
+            await self._go_on(course, waits=False)
+            self._released.popleft()
+
+    async def _keep_attempts_of_held(self) -> None:
+        """Keep the attempts of what stays pending; a journal that refuses has said so already."""
+        self._release_held()
+        with suppress(PipelineError):
+            await self._commits.attempts(tuple(attempt for course in self._released for attempt in course.attempts))
 
     async def _ask_in_pieces(self, operation: Cutting, item: Item) -> bool:
         """Ask for an item piece by piece, with the help of other workers; False where one request can carry it."""
         folder = self._rules.pieces / f"{item.ordinal:012d}"
         self._pieces.begin()
         try:
-            with self._stop.waiting():
-                cut = await anyio.to_thread.run_sync(self._cut, operation, item, folder, abandon_on_cancel=True)
+            self._cuts += 1
+            try:
+                with self._stop.waiting():
+                    cut = await anyio.to_thread.run_sync(self._cut, operation, item, folder, abandon_on_cancel=True)
+            finally:
+                self._cuts -= 1
+            self._pulse.beat()
             if cut is None:
                 return False
             self._pieces.put(cut)
@@ -327,6 +429,7 @@ class OnlineLane:
                 return await self._answered(asked, sent)
             case Fail() if (first := _standing(asked)) is not None:
                 # What was asked for once more does not come; the answer that was paid for stays.
+                asked.suspicion = Suspicion.NONE
                 return first
             case Fail(error=error):
                 if isinstance(sent.verdict, RowRefused) and any(
@@ -418,9 +521,13 @@ class OnlineLane:
         decision = decide(verdict, asked.history, self._rules.retry, random=self._random)
         if isinstance(verdict, Answered | RowRefused):
             self._pool.answered(deployment, exchange)
+            asked.suspicion = Suspicion.NONE
             if isinstance(verdict, Answered):
                 self._breaker.answered()
-            elif self._breaker.holds(_without_echo(verdict.error, call)):
+                self._release_held()
+            else:
+                asked.suspicion = self._breaker.suspects(_without_echo(verdict.error, call))
+            if asked.suspicion is Suspicion.ASK_AGAIN:
                 return Retry(after_s=full_jitter(0, self._random))
         elif isinstance(verdict, Transient | Throttled):
             said = _without_echo(verdict.error, call)
@@ -459,9 +566,13 @@ class OnlineLane:
     async def _leave(self, deployment: Deployment, tokens: int, *, again: bool, retry: bool) -> bool:
         """Have leave to send; False when another deployment should be picked."""
         if deployment.try_leave(tokens, retry=retry):
+            self._pulse.beat()
             return True
         with self._stop.waiting():
-            return await deployment.leave(tokens, again=again, retry=retry)
+            has_leave = await deployment.leave(tokens, again=again, retry=retry)
+        if has_leave:
+            self._pulse.beat()
+        return has_leave
 
     async def _send(self, deployment: Deployment, call: Call) -> Exchange:
         self.in_flight += 1
@@ -470,6 +581,7 @@ class OnlineLane:
                 return await deployment.send(call)
         finally:
             self.in_flight -= 1
+            self._pulse.beat()
 
     def _judge(
         self, items: Sequence[Item], deployment: Deployment, exchange: Exchange

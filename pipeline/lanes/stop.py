@@ -12,7 +12,7 @@ from pipeline.errors import PipelineError
 
 
 class Interrupted(PipelineError):  # noqa: N818 - a person's wish, not an error
-    """SIGINT or SIGTERM asked the run to end."""
+    """SIGINT, SIGTERM or SIGHUP asked the run to end."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -39,6 +39,11 @@ class Stop:
         self.requested.set()
         for scope in self._waits:
             scope.cancel()
+
+    def request_from_afar(self, cause: BaseException) -> None:
+        """Note the cause from another thread, whose process is about to end; nobody is woken."""
+        if self.cause is None:
+            self.cause = cause
 
     def abandon(self) -> None:
         """Cancel the calls in flight; their rows stay pending."""

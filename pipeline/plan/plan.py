@@ -54,6 +54,7 @@ class Plan:
         self.rows_total: int | None = None
         self.rows_read = 0
         self.waits_for: int | None = None
+        self.is_reading = False
         self._journal = journal
         self._rules = rules
         self._completed = completed
@@ -64,6 +65,7 @@ class Plan:
         self._lock = anyio.Lock()
         self._changed = anyio.Event()
         self._ended = False
+        self._reads_on = False
         self._reader = Reader(source=source, operation=operation, journal=journal, layout=layout, ids=ids, rules=rules)
 
     async def next(self) -> Work | None:
@@ -71,12 +73,15 @@ class Plan:
         async with self._lock:
             while not self._ready and not self._ended:
                 await self._room()
+                self.is_reading = True
                 try:
                     step = await anyio.to_thread.run_sync(self._reader.advance)
                 except BaseException:
                     # A batch is lost to this invocation: whoever comes next must not read on behind it.
                     self._ended = True
                     raise
+                finally:
+                    self.is_reading = False
                 self._take(step)
             return self._ready.popleft() if self._ready else None
 
@@ -88,6 +93,11 @@ class Plan:
     def open_spans(self) -> list[Span]:
         """Ranges that are not complete, by ordinal, as far as they were read."""
         return [self._progress[first].span for first in sorted(self._progress)]
+
+    def read_on(self, reads_on: bool) -> None:  # noqa: FBT001 - what it is set to
+        """Wait for the window no longer, or again: while rows are held back, what frees it may be among them."""
+        self._reads_on = reads_on
+        self._wake()
 
     def sealed(self, first: int) -> None:
         """Say that a range became a part, so that reading may go on."""
@@ -136,7 +146,7 @@ class Plan:
         What frees it is a range whose rows are all on their way, or one that waits for the sealer. Before the first
         part the sealer may itself wait for a fact that only further rows bring, so it is not waited for.
         """
-        while self._journal.pending_bytes + self._reader.spool_bytes > self._rules.window_bytes:
+        while self._journal.pending_bytes + self._reader.spool_bytes > self._rules.window_bytes and not self._reads_on:
             oldest = min(self._progress, default=None)
             if oldest is not None and self._progress[oldest].span.finish is None:
                 break

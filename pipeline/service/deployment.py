@@ -199,6 +199,15 @@ class Deployment:
             at = max(at, now + 2 * LOOK_S)
         return at
 
+    def waits_until(self, now: float) -> float | None:
+        """When the first of those who wait for leave may have it, as far as time alone decides; None: nobody waits."""
+        line = self._retries or self._again or self._waiting
+        if not line:
+            return None
+        if self.outage.on:
+            return max(self.outage.probe_at, self._admission.gate.until)
+        return self._admission.ready_at(now, line[0].tokens)
+
     async def send(self, call: Call) -> Exchange:
         """Make exactly one HTTP attempt and follow what its reply says of the limits.
 

@@ -104,6 +104,12 @@ class Pool:
         for deployment in self._open:
             deployment.dismiss()
 
+    def waits_until(self) -> float | None:
+        """To when requests wait by the quotas, gates and outages of their deployments; None where none waits."""
+        now = self._clock.now()
+        waits = [deployment.waits_until(now) for deployment in self.deployments]
+        return max((until for until in waits if until is not None), default=None)
+
     async def share(self) -> None:
         """Share each quota with the other runs on this machine that ask its deployment, from now on, without end."""
         while self._seats:

@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.errors import DamageError, StorageError
+from pipeline.errors import DamageError, DiskFullError, StorageError
+from pipeline.store.files import FREE_SPACE
 
 Connection = sqlite3.Connection
 IntegrityError = sqlite3.IntegrityError
+_PRIMARY = 0xFF
+"""The bits of an error code that say its kind; the others say more of the place."""
 
 
 def open_database(path: Path) -> Connection:
@@ -59,11 +62,12 @@ def transaction(connection: Connection) -> Iterator[None]:
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
+        connection.execute("COMMIT")
     except BaseException:
+        # A commit that a full disk refused leaves the transaction open.
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
-    connection.execute("COMMIT")
 
 
 @contextmanager
@@ -80,6 +84,8 @@ def database_errors(name: str) -> Iterator[None]:
                 f"{name} is damaged ({text}); the finished parts are not touched by this: "
                 "move the folder aside and run with --fresh, or restore the file from a copy"
             ) from error
+        if error.sqlite_errorcode & _PRIMARY == sqlite3.SQLITE_FULL:
+            raise DiskFullError(f"no space is left on the disk for {name} ({text}); {FREE_SPACE}") from error
         raise StorageError(
             f"{name}: {text}; free some space or check the disk, then run the same command again: "
             "what was committed is safe"

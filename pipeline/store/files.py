@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline.errors import StorageError
+from pipeline.errors import DiskFullError, StorageError
 
 TEMPORARY_SUFFIX = ".tmp"
 PRIVATE_FILE = 0o600
 PRIVATE_FOLDER = 0o700
 
+FREE_SPACE = "free some space, then run the same command again: what was committed is safe"
+"""What to do about a full disk."""
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -27,9 +29,8 @@ def storage(doing: str) -> Iterator[None]:
         reason = error.strerror or type(error).__name__
         place = f" ({error.filename})" if error.filename else ""
         if error.errno in _FULL:
-            advice = "free some space, then run the same command again: what was committed is safe"
-        else:
-            advice = "check the disk and its permissions, then run the same command again: what was committed is safe"
+            raise DiskFullError(f"{doing}: {reason}{place}; {FREE_SPACE}") from error
+        advice = "check the disk and its permissions, then run the same command again: what was committed is safe"
         raise StorageError(f"{doing}: {reason}{place}; {advice}") from error
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from pipeline.errors import StorageError
+from pipeline.errors import DiskFullError, StorageError
 from pipeline.store.checksums import forget_checksums, write_checksums
 from pipeline.store.files import private_folder, refuse_link, remove_temporaries, storage
 from pipeline.store.journal import Journal, JournalReader, Part, Span
@@ -73,6 +73,16 @@ class Layout:
         return self.private / "attempts"
 
     @property
+    def ballast(self) -> Path:
+        """Space that is set aside while a run goes on."""
+        return self.private / "ballast"
+
+    @property
+    def stall(self) -> Path:
+        """What a run did when it was found to do nothing any more."""
+        return self.private / "stalled.txt"
+
+    @property
     def lock(self) -> Path:
         """The kernel lock of the run that holds the folder."""
         return self.private / "lock"
@@ -108,7 +118,7 @@ def hold_folder(root: Path, *, fresh: bool, now: datetime) -> Iterator[Layout]:
 
     `fresh` moves an older run's folder aside first, to a name that ends with the time; it never deletes.
     When the block ends without an error, checksums of the run's own files are left behind, so that `verify` finds any
-    bit that flips in them.
+    bit that flips in them; a disk that is too full for them, or a folder that is gone, takes no run's result away.
     Raises FolderHeldError when another run holds it, StorageError when it is no folder of a run or cannot be written.
     """
     layout = Layout(root)
@@ -130,7 +140,11 @@ def hold_folder(root: Path, *, fresh: bool, now: datetime) -> Iterator[Layout]:
             shutil.rmtree(layout.pieces, ignore_errors=True)
         forget_checksums(layout.private)
         yield layout
-        write_checksums(layout.private)
+        try:
+            write_checksums(layout.private)
+        except StorageError as error:
+            if layout.private.is_dir() and not isinstance(error, DiskFullError):
+                raise
 
 
 def _claim(layout: Layout) -> None:

@@ -11,13 +11,15 @@ import asyncio
 import json
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
-from pipeline.errors import DamageError, DefectError, PipelineError
+from pipeline.errors import DamageError, DefectError, PipelineError, StorageError
 from pipeline.model import Attempt, Outcome, RequestInfo, RowResult, WrittenFile
+from pipeline.store.ballast import PAUSES_S, Ballast
 from pipeline.store.codec import decode_attempt, decode_outcome, encode_attempt, encode_outcome
 from pipeline.store.database import (
     Connection,
@@ -119,9 +121,17 @@ class _Change:
 class Journal:
     """The journal of one shard, open for writing. Create it in the event loop that commits to it."""
 
-    def __init__(self, path: Path) -> None:
-        """Open or create. Raises DamageError when it is damaged or written by a newer version."""
+    def __init__(
+        self, path: Path, *, ballast: Ballast | None = None, full: Callable[[StorageError], None] | None = None
+    ) -> None:
+        """Open or create. Raises DamageError when it is damaged or written by a newer version.
+
+        `ballast` is given back when the disk refuses a change, which is then tried again; `full` is called in the event
+        loop before, for nothing new should begin.
+        """
         self.path = path
+        self._ballast = ballast
+        self._full = full
         self._connection = open_database(path)
         try:
             with database_errors(path.name):
@@ -129,12 +139,18 @@ class Journal:
                 known = self._connection.execute("SELECT value FROM meta WHERE key = 'totals'").fetchone()
                 pending = self._connection.execute("SELECT coalesce(sum(length(blob)), 0) FROM payload").fetchone()
                 pieces = self._connection.execute("SELECT EXISTS (SELECT 1 FROM piece)").fetchone()
+                self.largest: int = self._connection.execute(
+                    "SELECT max((SELECT coalesce(max(length(blob)), 0) FROM payload),"
+                    " (SELECT coalesce(max(bytes), 0) FROM file))"
+                ).fetchone()[0]
         except BaseException:
             self._connection.close()
             raise
         self.totals = Totals(**json.loads(known[0])) if known else Totals()
         self.pending_bytes: int = pending[0]
         self._in_pieces = bool(pieces[0])
+        place = path.stat(follow_symlinks=False)
+        self._identity = place.st_dev, place.st_ino
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[_Change | None] = queue.SimpleQueue()
         self._failure: PipelineError | None = None
@@ -227,26 +243,55 @@ class Journal:
 
     def _commit_group(self, changes: list[_Change]) -> None:
         if self._failure is None:
-            before = replace(self.totals), self.pending_bytes
-            try:
-                with database_errors(self.path.name), transaction(self._connection):
-                    for change in changes:
-                        change.apply(self._connection)
-                    _put(self._connection, "totals", asdict(self.totals))
-            except PipelineError as error:
-                self._failure = error
-            except IntegrityError as error:
-                self._failure = DefectError(
-                    f"a row was committed twice ({error}); nothing is lost: please report this, with log.jsonl"
-                )
-            except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it
-                self._failure = DefectError(f"the journal's writer failed: {type(error).__name__}: {error}")
-            if self._failure is not None:
-                # What was rolled back must not be counted as done.
-                self.totals, self.pending_bytes = before
+            failure = self._tried(changes)
+            if isinstance(failure, StorageError) and not isinstance(failure, DamageError):
+                failure = self._tried_with_ballast(changes, failure)
+            # Not before: who commits meanwhile is refused by a failure, and this one may yet be overcome.
+            self._failure = failure
         waiting = [change.done for change in changes if change.done is not None]
         if waiting:
             self._loop.call_soon_threadsafe(_resolve, waiting, self._failure)
+
+    def _tried(self, changes: list[_Change]) -> PipelineError | None:
+        """Make one transaction of the changes; returns why it could not be."""
+        before = replace(self.totals), self.pending_bytes
+        failure: PipelineError
+        try:
+            with database_errors(str(self.path)), transaction(self._connection):
+                for change in changes:
+                    change.apply(self._connection)
+                _put(self._connection, "totals", asdict(self.totals))
+        except PipelineError as error:
+            failure = error
+        except IntegrityError as error:
+            failure = DefectError(
+                f"a row was committed twice ({error}); nothing is lost: please report this, with log.jsonl"
+            )
+        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it
+            failure = DefectError(f"the journal's writer failed: {type(error).__name__}: {error}")
+        else:
+            return None
+        # What was rolled back must not be counted as done.
+        self.totals, self.pending_bytes = before
+        return failure
+
+    def _tried_with_ballast(self, changes: list[_Change], failure: StorageError) -> PipelineError | None:
+        """Let nothing new begin, give the ballast back, and try again: answers that were paid for are in there.
+
+        A quota that is used up looks like any other error of the disk to SQLite, so every one is tried again.
+        """
+        if self._ballast is None:
+            return failure
+        if self._full is not None:
+            self._loop.call_soon_threadsafe(self._full, failure)
+        self._ballast.release()
+        last: PipelineError | None = failure
+        for pause_s in PAUSES_S:
+            time.sleep(pause_s)
+            last = self._tried(changes)
+            if not isinstance(last, StorageError):
+                break
+        return last
 
     def _keep(self, connection: Connection, outcome: Outcome) -> None:
         blob = encode_outcome(outcome)
@@ -275,11 +320,17 @@ class Journal:
             done = [(row.ordinal,) for row in outcome.rows if row.ok]
             connection.executemany("DELETE FROM piece WHERE ordinal = ?", done)
         self.pending_bytes += len(blob)
+        self._saw(len(blob))
+
+    def _saw(self, size: int) -> None:
+        if self._ballast is not None:
+            self._ballast.seen(size)
 
     def _keep_piece(self, connection: Connection, key: str, outcome: Outcome) -> None:
         (row,) = outcome.rows
         values = (row.ordinal, key, encode_outcome(outcome))
         connection.execute("INSERT OR REPLACE INTO piece VALUES (?, ?, ?)", values)
+        self._saw(len(values[2]))
         self._in_pieces = True
         self.totals.requests += 1
         self._keep_attempts(connection, outcome.attempts)
@@ -337,8 +388,26 @@ class Journal:
     # -- reading, before the run begins or from the sealing thread ---------------------------------------------------
 
     def reader(self) -> JournalReader:
-        """A second connection for reading what is committed."""
-        return JournalReader(self.path)
+        """A second connection for reading what is committed. Raises StorageError where the file is gone."""
+        try:
+            return JournalReader(self.path)
+        except FileNotFoundError as error:
+            raise self._gone() from error
+
+    def check_place(self) -> None:
+        """Raise StorageError where the file that is written to is not the one that its path names any more."""
+        try:
+            found = self.path.stat(follow_symlinks=False)
+        except OSError as error:
+            raise self._gone() from error
+        if (found.st_dev, found.st_ino) != self._identity:
+            raise self._gone()
+
+    def _gone(self) -> StorageError:
+        return StorageError(
+            f"{self.path} was moved or deleted while the run wrote to it; put the folder back where it was, if you "
+            "have it, then run the same command again: without it, its rows that are in no part are asked again"
+        )
 
 
 class JournalReader:
@@ -428,6 +497,11 @@ class JournalReader:
         with database_errors("journal"):
             for name, size, digest in self._connection.execute("SELECT name, bytes, sha256 FROM file ORDER BY name"):
                 yield WrittenFile(name=name, bytes=size, sha256=digest)
+
+    def file_bytes(self) -> int:
+        """Bytes of all files of rows that are done."""
+        row = self._one("SELECT coalesce(sum(bytes), 0) FROM file", ())
+        return 0 if row is None else int(row[0])
 
     def has_file(self, name: str) -> bool:
         """Whether a row that is done has this file."""

@@ -55,7 +55,8 @@ class Summary:
     """The state of a run. Counts of rows, requests and tokens are the folder's; times and rates this invocation's.
 
     `state` is running, complete, stopped, refused or interrupted; `reason` says why it ended before its rows did.
-    `calls_on_refusals` counts the calls spent on finding out which rows of refused packs were to blame.
+    `calls_on_refusals` counts the calls spent on finding out which rows of refused packs were to blame, `unwritten`
+    the rows that were answered in this invocation and that no disk would take: they are pending, and asked again.
     """
 
     state: str
@@ -66,6 +67,7 @@ class Summary:
     attempts: int = 0
     throttled: int = 0
     calls_on_refusals: int = 0
+    unwritten: int = 0
     tokens: TokenCounts = field(default_factory=TokenCounts)
     cost_usd: float | None = None
     seconds: float = 0.0

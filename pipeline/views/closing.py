@@ -23,6 +23,7 @@ def closing(summary: Summary, *, reader: str) -> list[str]:
     return [
         headline(summary),
         *[f"  {plain(line.strip())}" for line in (summary.reason or "").splitlines()],
+        *_unwritten(summary),
         *[f"  {line}" for line in table([*spent(summary), *_results(summary)])],
         *_offers(summary),
         *_next(summary, reader),
@@ -57,6 +58,14 @@ def spent(summary: Summary) -> list[tuple[str, str]]:
         ("tokens", f"{tokens.input:,} in, {tokens.output:,} out"),
         ("cost", cost),
     ]
+
+
+def _unwritten(summary: Summary) -> list[str]:
+    """Say what was paid for and is lost."""
+    if not summary.unwritten:
+        return []
+    rows = count(summary.unwritten, "row")
+    return [f"  {rows} answered, but the disk would not take the answer: asked, and billed, again by the next run"]
 
 
 def _results(summary: Summary) -> list[tuple[str, str]]:

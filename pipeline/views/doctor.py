@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -27,6 +26,7 @@ from pipeline.service.headers import RateLimits, rate_limits, reply_ids
 from pipeline.service.pool import fixed_headers, secrets_of
 from pipeline.service.reach import NotReachedError, Reached, reach
 from pipeline.service.wire import Wire, default_transport
+from pipeline.store.disk import file_system, free_bytes, is_network
 from pipeline.views.preview import output_problem
 from pipeline.views.text import duration, plain, size, table
 
@@ -44,7 +44,6 @@ SCARCE_BYTES = 2 << 30
 LEAST_BYTES = 64 << 20
 """Free bytes below which a run would soon stop."""
 
-_NETWORK_FILE_SYSTEMS = ("9p", "afs", "ceph", "cifs", "fuse.", "glusterfs", "lustre", "ncpfs", "nfs", "smb")
 _TINY: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "chat": ("chat/completions", {"messages": [{"role": "user", "content": "ping"}]}),
     "completions": ("completions", {"prompt": "ping", "max_tokens": 1}),
@@ -148,10 +147,9 @@ def disk_findings(job: Job) -> list[Finding]:
     there = next(folder for folder in (root, *root.parents) if folder.exists())
     if not os.access(there, os.W_OK | os.X_OK):
         return [fail("output", f"{there} cannot be written", "change output.path, or the folder's owner or mode")]
-    free = shutil.disk_usage(there).free
-    findings = [_room(root, free)]
-    kind = _file_system(there)
-    if kind.startswith(_NETWORK_FILE_SYSTEMS):
+    findings = [_room(root, free_bytes(there))]
+    kind = file_system(there)
+    if is_network(kind):
         findings.append(
             warn("output", f"{root} is on a network file system ({kind}), where locks may lie", "use a local disk")
         )
@@ -165,21 +163,6 @@ def _room(root: Path, free: int) -> Finding:
     if free < SCARCE_BYTES:
         return warn("output", message, "make sure that the results fit; a full disk stops the run until there is room")
     return ok("output", message)
-
-
-def _file_system(folder: Path) -> str:
-    """Name the kind of file system that a folder lies on; empty where the system does not say (macOS)."""
-    try:
-        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    device = folder.stat().st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    for line in lines:
-        before, _, after = line.partition(" - ")
-        if before.split()[2:3] == [wanted]:
-            return after.split()[0]
-    return ""
 
 
 class _Deployment:

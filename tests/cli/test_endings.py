@@ -19,8 +19,10 @@ DOCUMENTED = {
     "RefusedError": 3,
     "StoppedEarlyError": 4,
     "StorageError": 5,
+    "DiskFullError": 5,
     "DamageError": 5,
     "DefectError": 70,
+    "StalledError": 70,
     "FolderHeldError": 75,
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import RefusedError
-from pipeline.lanes.breaker import LIMIT, LIMIT_LATER, Breaker
+from pipeline.lanes.breaker import LIMIT, LIMIT_LATER, Breaker, Suspicion
 from pipeline.model import ErrorInfo, ErrorType
 
 
@@ -15,6 +15,7 @@ def error(code: str = "invalid_request_error", param: str | None = None) -> Erro
 
 WIDE = [
     error("unsupported_parameter"),
+    error("unsupported_value"),
     error("unsupported_value", "temperature"),
     error("OperationNotSupported"),
     error(param="dimensions"),
@@ -26,6 +27,7 @@ ROWS_OWN = [
     error("content_filter", "prompt"),
     error("content_filter", "anything"),
     error("context_length_exceeded", "messages"),
+    error("invalid_value", "file"),
     error(param="messages[0].content"),
     error(param="$.input[7]"),
     error(param="input"),
@@ -36,40 +38,59 @@ ROWS_OWN = [
 def test_the_twentieth_refusal_of_what_every_row_asks_stops_the_run(wide: ErrorInfo) -> None:
     breaker = Breaker()
     for _ in range(LIMIT - 1):
-        assert breaker.holds(wide)
+        assert breaker.suspects(wide) is Suspicion.ASK_AGAIN
     with pytest.raises(RefusedError, match="No\\. Mend the job file"):
-        breaker.holds(wide)
+        breaker.suspects(wide)
 
 
 @pytest.mark.parametrize("own", ROWS_OWN)
 def test_what_is_wrong_with_a_row_is_the_rows_own(own: ErrorInfo) -> None:
     breaker = Breaker()
-    assert not any(breaker.holds(own) for _ in range(2 * LIMIT))
+    assert {breaker.suspects(own) for _ in range(2 * LIMIT_LATER)} == {Suspicion.NONE}
+
+
+@pytest.mark.parametrize(
+    ("refusal", "rows_own", "wide"),
+    [
+        (error("unsupported_value", "voice"), frozenset({"voice"}), False),
+        (error("invalid_value", "voice"), frozenset({"voice"}), False),
+        (error("invalid_value", "speed"), frozenset({"voice"}), True),
+        (error("unsupported_parameter", "voice"), frozenset({"voice"}), True),
+        (error("unsupported_value", "voice"), None, False),
+        (error("invalid_value", "anything"), None, False),
+        (error("unsupported_parameter", "anything"), None, True),
+    ],
+)
+def test_a_value_that_rows_fill_is_their_own_and_a_parameter_that_nobody_may_send_is_not(
+    refusal: ErrorInfo,
+    rows_own: frozenset[str] | None,
+    wide: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    assert (Breaker(rows_own).suspects(refusal) is not Suspicion.NONE) is wide
 
 
 def test_an_answer_ends_the_suspicion() -> None:
     breaker = Breaker()
     for _ in range(LIMIT - 1):
-        breaker.holds(WIDE[0])
+        breaker.suspects(WIDE[0])
     breaker.answered()
-    assert not breaker.holds(WIDE[0])
+    assert breaker.suspects(WIDE[0]) is Suspicion.HOLD_BACK
 
 
 def test_refusals_of_different_kinds_are_not_in_a_row() -> None:
     breaker = Breaker()
-    assert all(breaker.holds(WIDE[number % 2]) for number in range(3 * LIMIT))
+    for number in range(3 * LIMIT):
+        assert breaker.suspects(WIDE[number % 2]) is Suspicion.ASK_AGAIN
 
 
 @pytest.mark.parametrize("wide", WIDE)
-def test_after_answers_a_hundred_in_a_row_stop_the_run_and_the_later_ones_wait(wide: ErrorInfo) -> None:
+def test_after_answers_a_hundred_in_a_row_stop_the_run_and_all_before_are_held_back(wide: ErrorInfo) -> None:
     breaker = Breaker()
     breaker.answered()
-    held = [breaker.holds(wide) for _ in range(LIMIT_LATER - 1)]
-    assert held == [False] * (LIMIT - 1) + [True] * (LIMIT_LATER - LIMIT)
-    with pytest.raises(
-        RefusedError, match=f"{LIMIT_LATER} requests in a row.*No\\. The first {LIMIT - 1} of their rows"
-    ):
-        breaker.holds(wide)
+    for _ in range(LIMIT_LATER - 1):
+        assert breaker.suspects(wide) is Suspicion.HOLD_BACK
+    with pytest.raises(RefusedError, match=f"{LIMIT_LATER} requests in a row.*No\\. .*no row was failed by this"):
+        breaker.suspects(wide)
 
 
 @pytest.mark.parametrize("refused", [1, LIMIT, LIMIT_LATER - 1])
@@ -78,6 +99,4 @@ def test_an_answer_between_them_begins_the_count_anew(refused: int) -> None:
     for _ in range(5):
         breaker.answered()
         for _ in range(refused):
-            breaker.holds(WIDE[0])
-    breaker.answered()
-    assert not breaker.holds(WIDE[0])
+            assert breaker.suspects(WIDE[0]) is Suspicion.HOLD_BACK

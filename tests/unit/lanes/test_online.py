@@ -331,17 +331,66 @@ async def test_an_outage_that_nobody_answered_before_fails_no_row_however_few_th
     assert (await bench.run(Service())).exit_code == 0
 
 
+WIDE = refusal(400, "unsupported_parameter", "No such parameter.")
+
+
 @pytest.mark.anyio
-async def test_the_same_refusal_of_everybody_stops_a_run_that_had_answers(bench: Bench) -> None:
-    bench.changes["run"] = {"workers": 4}
-    bench.texts(*map(str, range(60)))
-    refused = refusal(400, "unsupported_parameter", "No such parameter.")
-    service = Service(lambda _, calls: None if calls <= 10 else refused)
+@pytest.mark.parametrize("operation", ["chat", "embeddings"])
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("window", ["1B", "1GiB"])
+async def test_the_same_refusal_of_everybody_stops_a_run_that_had_answers_and_fails_no_row(
+    bench: Bench, operation: str, workers: int, window: str
+) -> None:
+    bench.operation, bench.max_inputs = operation, 2
+    bench.changes["run"] = {"workers": workers, "window": window}
+    bench.texts(*map(str, range(240)))
+    service = Service(lambda _, calls: None if calls <= 10 else WIDE)
     summary = await bench.run(service)
     assert (summary.state, summary.exit_code) == ("refused", 3)
     assert "100 requests in a row" in (summary.reason or "")
-    assert (summary.rows.ok, summary.rows.failed) == (10, 19)
-    assert len(service.calls) <= 10 + 100 + 3
+    assert (summary.rows.ok, summary.rows.failed) == (10 if operation == "chat" else 20, 0)
+    assert len(service.calls) <= 10 + 100 + workers - 1
+    assert summary.attempts == len(service.calls)
+    assert (await bench.run(Service())).exit_code == 0
+    bench.assert_rows(range(240))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("window", ["1B", "1GiB"])
+@pytest.mark.parametrize("max_inputs", [1, 4])
+async def test_a_refusal_that_looks_like_everybodys_fails_its_row_once_an_answer_shows_that_it_is_not(
+    bench: Bench, workers: int, window: str, max_inputs: int
+) -> None:
+    bench.operation, bench.max_inputs = "embeddings", max_inputs
+    bench.changes["run"] = {"workers": workers, "window": window}
+    bench.texts(*(f"bad {n}" if n % 7 == 5 else f"text {n}" for n in range(60)))
+    with anyio.fail_after(20):
+        summary = await bench.run(Service(lambda texts, _: WIDE if any("bad" in text for text in texts) else None))
+    assert summary.exit_code == 1
+    assert sorted(bench.failed()) == [n for n in range(60) if n % 7 == 5]
+    assert summary.rows.ok == 60 - summary.rows.failed
+    assert summary.attempts == len(bench.attempts())
+
+
+@pytest.mark.anyio
+async def test_refusals_that_the_input_ends_with_fail_their_rows(bench: Bench) -> None:
+    bench.texts(*map(str, range(60)))
+    summary = await bench.run(Service(lambda _, calls: None if calls <= 10 else WIDE))
+    assert (summary.state, summary.exit_code) == ("complete", 1)
+    assert (summary.rows.ok, summary.rows.failed) == (10, 50)
+    assert summary.attempts == 60
+
+
+@pytest.mark.anyio
+async def test_a_stop_leaves_what_is_held_back_pending_and_keeps_its_attempts(bench: Bench) -> None:
+    bench.changes["run"] = {"workers": 1, "deadline": "150ms"}
+    bench.texts(*map(str, range(60)))
+    service = Service(lambda _, calls: None if calls <= 2 else WIDE, latency_s=0.01)
+    summary = await bench.run(service)
+    assert summary.exit_code == 4
+    assert summary.rows.failed == 0
+    assert summary.attempts == len(bench.attempts()) == len(service.calls) > summary.rows.ok
 
 
 @pytest.fixture
