@@ -99,6 +99,8 @@ class Call:
 
     `endpoint` is the path below the base, such as "chat/completions". `tokens` is the admission estimate.
     `stream` asks for the moments at which the reply's bytes came (`Reply.arrivals`).
+    `shows_end` says that an answer cannot be cut without its showing, as JSON cannot. Any other is asked for without
+    compression, so that the reply itself says where it ends (`Reply.framed`).
     """
 
     endpoint: str
@@ -107,6 +109,7 @@ class Call:
     content_type: str = "application/json"
     accept: str = "application/json"
     stream: bool = False
+    shows_end: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +117,8 @@ class Reply:
     """What came back of one attempt: any status, the whole body, header names in lower case.
 
     `arrivals`, of a reply that was asked for as a stream: pairs of how many bytes of the body had come, and after how
-    many ms, in order.
+    many ms, in order. `framed` says that the reply told where its body ends (RFC 9112, 6.3: a length or chunks; HTTP/2
+    always does). One that ends with its connection may have been cut anywhere.
     """
 
     status: int
@@ -122,6 +126,7 @@ class Reply:
     body: bytes
     latency_ms: float
     arrivals: tuple[tuple[int, float], ...] = ()
+    framed: bool = True
 
 
 class NoReplyKind(StrEnum):

@@ -174,12 +174,14 @@ class AudioOperation(OneRow):
         )
         if len(body) > MAX_BODY_BYTES:
             raise _too_large(len(body))
+        in_json = recording.format in _transcript.JSON_FORMATS
         return Call(
             endpoint=self.endpoint,
             body=body,
             tokens=item.tokens,
             content_type=content_type,
-            accept="application/json" if recording.format in _transcript.JSON_FORMATS else "text/plain, */*",
+            accept="application/json" if in_json else "text/plain, */*",
+            shows_end=in_json,
         )
 
     def parse(self, items: Sequence[Item], reply: Reply) -> list[RowResult]:

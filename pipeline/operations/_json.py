@@ -37,6 +37,12 @@ def bad_reply(message: str) -> ReplyError:
     return ReplyError(code="bad_reply", message=message)
 
 
+def check_framed(reply: Reply) -> None:
+    """Refuse a body that may have been cut without its showing. Raises ReplyError."""
+    if not reply.framed:
+        raise bad_reply("the reply says neither its length nor where it ends; it may have been cut")
+
+
 def read_object(reply: Reply) -> dict[str, Any]:
     """Read the reply's JSON object.
 

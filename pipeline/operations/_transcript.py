@@ -11,7 +11,7 @@ import orjson
 
 from pipeline.model import Reply, Usage
 from pipeline.operations import _subtitles
-from pipeline.operations._json import bad_reply, read_object, read_usage
+from pipeline.operations._json import bad_reply, check_framed, read_object, read_usage
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -107,6 +107,7 @@ def _plain_text(reply: Reply, format_: str) -> str:
     """The body as text; not a web page, and not JSON, which is what errors are written in."""
     if not reply.body:
         raise bad_reply("the reply is empty")
+    check_framed(reply)
     said = reply.headers.get("content-type", "").partition(";")[0].strip().lower()
     if said.endswith(("json", "html", "xml")):
         raise bad_reply(f"the reply is no {format_}, although that was asked for: its content type is another")
@@ -114,6 +115,9 @@ def _plain_text(reply: Reply, format_: str) -> str:
         text = reply.body.decode()
     except UnicodeDecodeError:
         raise bad_reply("the reply is no text: it is not UTF-8") from None
+    if "\0" in text:
+        # UTF-16 reads as UTF-8 with a NUL beside each letter of ASCII.
+        raise bad_reply("the reply is no text: it holds NUL")
     start = text.lstrip("\ufeff \r\n\t")[:15].lower()
     if start.startswith(("<!doctype", "<html", "<?xml")) or _is_object(text):
         raise bad_reply(f"the reply is no {format_}, although that was asked for")

@@ -13,7 +13,7 @@ from pipeline.job.template import compile_request
 from pipeline.model import Call, Item, Reply, Row, RowResult, Target, Usage
 from pipeline.operations import OperationEntry
 from pipeline.operations._checks import is_fixed, refuse, text_of
-from pipeline.operations._json import bad_reply, write_body
+from pipeline.operations._json import bad_reply, check_framed, write_body
 from pipeline.operations._media_out import Media, kept_bytes, media_fields, place_media
 from pipeline.operations._one_row import OneRow
 
@@ -81,13 +81,20 @@ class SpeechOperation(OneRow):
         body: bytes = item.content.body
         if target.body_model is not None:
             body = b'{"model":' + orjson.dumps(target.body_model) + b"," + body[1:]
-        return Call(endpoint="audio/speech", body=body, tokens=item.tokens, accept="application/octet-stream")
+        return Call(
+            endpoint="audio/speech",
+            body=body,
+            tokens=item.tokens,
+            accept="application/octet-stream",
+            shows_end=False,
+        )
 
     def parse(self, items: Sequence[Item], reply: Reply) -> list[RowResult]:
         """Take the sound, once it is one: not empty, of a kind that is sound, and of the format asked for."""
         (item,) = items
         speech: Speech = item.content
         _check_kind(reply)
+        check_framed(reply)
         _CHECKS[speech.format](reply.body)
         values, files = place_media("audio", self.media, reply.body, speech.format)
         usage = Usage(characters=speech.characters)

@@ -26,6 +26,7 @@ TICK_S = 0.005
 LOOK_S = 1.0
 """Seconds; the longest time between two wakings: rates and limits change while somebody waits."""
 _VARIANTS = "89ab"
+_UNCOMPRESSED = {"accept-encoding": "identity"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,6 +225,7 @@ class Deployment:
             "content-type": call.content_type,
             "accept": call.accept,
             **self._headers,
+            **({} if call.shows_end else _UNCOMPRESSED),
             **authorization,
             "x-ms-client-request-id": client_request_id,
         }

@@ -217,6 +217,8 @@ def _read(reply: Reply | NoReply) -> tuple[bytes, str | None]:
     kind = reply.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind and not kind.startswith("image/") and not kind.endswith("/octet-stream"):
         raise MediaError(code="fetch", message="the picture's URL holds something that is not of a picture's type")
+    if not reply.framed:
+        return b"", "it said neither its length nor where it ends, so it may have been cut"
     return reply.body, None
 
 

@@ -180,6 +180,7 @@ class Wire:
             body=content,
             latency_ms=(self._clock.now() - began) * 1000,
             arrivals=() if arrivals is None else tuple(arrivals.noted),
+            framed=_is_framed(response),
         )
 
     async def aclose(self) -> None:
@@ -277,7 +278,8 @@ class PyreqwestTransport(httpx.AsyncBaseTransport):
                 stream = Whole(b"" if content is None else bytes(content))
             else:
                 stream = Whole(await _read_chunks(reply.body_reader, arrived))
-            return httpx.Response(reply.status, headers=_readable(reply.headers), stream=stream)
+            version = {"http_version": reply.version.encode()}
+            return httpx.Response(reply.status, headers=_readable(reply.headers), stream=stream, extensions=version)
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -306,7 +308,7 @@ class HttpxTransport(httpx.AsyncBaseTransport):
             raise
         assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - an async transport gives nothing else
         stream = _Borrowed(response.stream, lambda: self._idle.append(transport))
-        return httpx.Response(response.status_code, headers=response.headers.raw, stream=stream)
+        return _with_stream(response, stream)
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -345,7 +347,7 @@ class FreshTransport(httpx.AsyncBaseTransport):
             raise
         assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - an async transport gives nothing else
         stream = _Borrowed(response.stream, transport.aclose)
-        return httpx.Response(response.status_code, headers=response.headers.raw, stream=stream)
+        return _with_stream(response, stream)
 
 
 class _Borrowed(httpx.AsyncByteStream):
@@ -368,6 +370,11 @@ class _Borrowed(httpx.AsyncByteStream):
             waited = self._closed()
             if waited is not None:
                 await waited
+
+
+def _with_stream(response: httpx.Response, stream: httpx.AsyncByteStream) -> httpx.Response:
+    extensions = {"http_version": response.extensions.get("http_version", b"HTTP/1.1")}
+    return httpx.Response(response.status_code, headers=response.headers.raw, stream=stream, extensions=extensions)
 
 
 def default_transport(
@@ -483,6 +490,13 @@ async def _read(response: httpx.Response, arrivals: _Arrivals | None) -> bytes |
             arrivals.note(len(chunk))
         chunks.append(chunk)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _is_framed(response: httpx.Response) -> bool:
+    """Whether the reply said where its body ends. Nobody can know of one that was decompressed on the way."""
+    version: bytes = response.extensions.get("http_version", b"HTTP/1.1")
+    headers = response.headers
+    return not version.startswith(b"HTTP/1") or "content-length" in headers or "transfer-encoding" in headers
 
 
 def _lowered(response: httpx.Response) -> dict[str, str]:

@@ -227,6 +227,30 @@ async def test_a_reply_with_an_unreadable_header_is_still_a_reply(wire: str) -> 
 
 
 @pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("raw", "framed"),
+    [
+        (b"content-length: 2\r\n\r\n{}", True),
+        (b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", True),
+        (b"connection: close\r\n\r\n{}", False),
+        (b"\r\n{}", False),
+    ],
+)
+async def test_a_reply_that_ends_with_its_connection_says_that_it_may_have_been_cut(
+    wire: str,
+    raw: bytes,
+    *,
+    framed: bool,
+    stream: bool,
+) -> None:
+    async with serving(answering(HEADER + raw)) as server:
+        reply = await send(WIRES[wire](b""), server.port, stream=stream)
+    assert isinstance(reply, Reply)
+    assert (reply.body, reply.framed) == (b"{}", framed)
+
+
+@pytest.mark.parametrize("wire", WIRES)
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_a_redirect_is_never_followed(wire: str, status: int) -> None:
     async with serving(answering(OK)) as elsewhere:

@@ -335,3 +335,14 @@ def test_speech_fixes_nothing_and_blames_nobody(make: Any) -> None:
 def test_a_body_is_json_that_orjson_reads_too(make: Any) -> None:
     speech = make("speech", SAY)
     assert orjson.loads(speech.build([item(speech, q='"\n\u2028')], OPENAI).body)["input"] == '"\n\u2028'
+
+
+@pytest.mark.parametrize("format_", BYTES_A_SECOND)
+def test_sound_that_may_have_been_cut_is_a_failed_attempt(make: Any, format_: str) -> None:
+    speech = make("speech", {**SAY, "response_format": format_})
+    asked = item(speech, q="hello")
+    assert not speech.build([asked], AZURE).shows_end
+    for body in SOUNDS[format_]:
+        assert speech.parse([asked], Reply(status=200, headers={}, body=body, latency_ms=1))[0].ok
+        with pytest.raises(ReplyError, match="where it ends"):
+            speech.parse([asked], Reply(status=200, headers={}, body=body, latency_ms=1, framed=False))

@@ -559,6 +559,7 @@ PAGE = "<!DOCTYPE html><html><body>502</body></html>"
         ("<html></html>", None),
         ("<?xml version='1.0'?><Error/>", None),
         (b"\xff\xfe\x00", None),
+        ("Hello.".encode("utf-16-le"), "text/plain; charset=utf-16"),
         (b"", None),
         (b"", "text/plain"),
     ],
@@ -569,6 +570,20 @@ def test_no_page_and_no_json_is_taken_for_a_text(
 ) -> None:
     with pytest.raises(ReplyError):
         answer(operation({**FILE, "response_format": format_}), body, content_type)
+
+
+@pytest.mark.parametrize(("format_", "body"), [("text", "Hello."), ("srt", SRT), ("vtt", VTT)])
+def test_a_text_that_may_have_been_cut_is_a_failed_attempt(operation: Any, format_: str, body: str) -> None:
+    audio = operation({**FILE, "response_format": format_})
+    asked = item(audio)
+    assert not audio.build([asked], AZURE).shows_end
+    for framed in (True, False):
+        reply = Reply(status=200, headers={}, body=body.encode(), latency_ms=1, framed=framed)
+        if framed:
+            assert audio.parse([asked], reply)[0].ok
+        else:
+            with pytest.raises(ReplyError, match="where it ends"):
+                audio.parse([asked], reply)
 
 
 @pytest.mark.parametrize("body", ["Hello.", "{braces} are fine", "[music]", "<laughs> So.", "{"])

@@ -6,6 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import anyio
 import httpx
@@ -69,6 +70,14 @@ async def test_an_attempt_carries_the_fixed_headers_and_a_guid_of_its_own() -> N
     assert (exchange.started_at, exchange.sent_at, exchange.credential) == (1000.0, 7.0, 0)
     assert (exchange.request_id, exchange.apim_request_id, exchange.region) == ("r", "a", "East US 2")
     assert (one.requests, one.in_flight) == (100, 0)
+
+
+async def test_an_answer_that_does_not_show_its_end_is_asked_for_without_compression() -> None:
+    one, transport = deployment(ManualClock())
+    for shows_end in (True, False):
+        await one.send(replace(CALL, shows_end=shows_end))
+    encodings = [request.headers.get("accept-encoding") for request in transport.requests]
+    assert encodings == [None, "identity"]
 
 
 async def test_an_attempt_without_a_reply_has_no_ids() -> None:

@@ -284,6 +284,7 @@ async def test_a_url_that_is_refused_is_not_asked_for_again(status: int) -> None
         *(httpx.Response(status) for status in (408, 425, 429, 500, 502, 503, 504, 599)),
         *(httpx.ConnectError("x"), httpx.ReadError("x"), httpx.ConnectTimeout("x"), ConnectionResetError()),
         httpx.RemoteProtocolError("peer closed connection without sending complete message body"),
+        lambda _: httpx.Response(200, headers={"content-type": "image/png"}, stream=httpx.ByteStream(PNG[:9])),
     ],
     ids=repr,
 )
