@@ -307,13 +307,21 @@ class HttpxTransport(httpx.AsyncBaseTransport):
             self._idle.append(transport)
             raise
         assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - an async transport gives nothing else
-        stream = _Borrowed(response.stream, lambda: self._idle.append(transport))
+        stream = _Borrowed(response.stream, lambda: self._give_back(transport))
         return _with_stream(response, stream)
 
     async def aclose(self) -> None:
         """Close every connection."""
         for transport in self._all:
             await transport.aclose()
+
+    async def _give_back(self, transport: httpx.AsyncHTTPTransport) -> None:
+        """Keep a transport for the next request, unless that would read what came beyond this reply as its own."""
+        if _holds_more(transport):
+            self._all.remove(transport)
+            await transport.aclose()
+        else:
+            self._idle.append(transport)
 
     def _new(self) -> httpx.AsyncHTTPTransport:
         transport = httpx.AsyncHTTPTransport(
@@ -353,9 +361,7 @@ class FreshTransport(httpx.AsyncBaseTransport):
 class _Borrowed(httpx.AsyncByteStream):
     """A reply's stream that says when it was closed."""
 
-    def __init__(
-        self, stream: httpx.AsyncByteStream, closed: Callable[[], None] | Callable[[], Awaitable[None]]
-    ) -> None:
+    def __init__(self, stream: httpx.AsyncByteStream, closed: Callable[[], Awaitable[None]]) -> None:
         self._stream = stream
         self._closed = closed
 
@@ -367,9 +373,22 @@ class _Borrowed(httpx.AsyncByteStream):
         try:
             await self._stream.aclose()
         finally:
-            waited = self._closed()
-            if waited is not None:
-                await waited
+            await self._closed()
+
+
+def _holds_more(transport: httpx.AsyncHTTPTransport) -> bool:
+    """Whether a connection has read bytes beyond the reply that was asked for.
+
+    httpcore would answer the next request with them. Nothing public shows them; where they cannot be seen they may be
+    there.
+    """
+    for connection in transport._pool.connections:  # noqa: SLF001 - nothing public does
+        inner: Any = connection
+        while inner is not None and not hasattr(inner, "_h11_state"):
+            inner = getattr(inner, "_connection", None)
+        if inner is None or inner._h11_state.trailing_data[0]:  # noqa: SLF001 - likewise
+            return True
+    return False
 
 
 def _with_stream(response: httpx.Response, stream: httpx.AsyncByteStream) -> httpx.Response:
