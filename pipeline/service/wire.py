@@ -58,6 +58,8 @@ _TLS = (
     "corrupt message",
 )
 _DEEPEST_CAUSE = 8
+_DIGITS = 20
+"""Digits of a length that are read; more make it no smaller."""
 _SOCKET_OPTIONS = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + (
     [(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_S * 1000)] if sys.platform == "linux" else []
 )
@@ -90,6 +92,10 @@ _REASONS = (
     ("hostname mismatch", "The endpoint's TLS certificate is for another name."),
 )
 """What exceptions of every transport say, and what is said of it here."""
+
+
+class ReplyTooLargeError(Exception):
+    """A reply passes the cap; nothing of it is kept."""
 
 
 class Wire:
@@ -153,27 +159,25 @@ class Wire:
             else:
                 with anyio.fail_after(timeout_s + BACKSTOP_S):
                     reply = await self._exchange(request, began, arrivals)
-        except Exception as error:
-            kind = kind_of(error)
-            if kind is None:
-                raise
-            words = _words(error)
-        else:
-            if reply is not None:
-                return reply
+        except ReplyTooLargeError:
             kind = NoReplyKind.TOO_LARGE
+        except Exception as error:
+            found = kind_of(error)
+            if found is None:
+                raise
+            kind, words = found, _words(error)
+        else:
+            return reply
         message = next((reason for said, reason in _REASONS if said in words), _MESSAGES[kind])
         return NoReply(kind=kind, message=message, latency_ms=(self._clock.now() - began) * 1000)
 
-    async def _exchange(self, request: httpx.Request, began: float, arrivals: _Arrivals | None) -> Reply | None:
-        """Send, and read the whole reply; None when it passes the cap."""
+    async def _exchange(self, request: httpx.Request, began: float, arrivals: _Arrivals | None) -> Reply:
+        """Send, and read the whole reply. Raises ReplyTooLargeError when it passes the cap."""
         response = await self._transport.handle_async_request(request)
         try:
             content = await _read(response, arrivals)
         finally:
             await response.aclose()
-        if content is None:
-            return None
         return Reply(
             status=response.status_code,
             headers=_lowered(response),
@@ -260,7 +264,7 @@ class PyreqwestTransport(httpx.AsyncBaseTransport):
         self._client: pyreqwest.client.Client = builder.build()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send, and read the whole reply, at most one byte past the cap."""
+        """Send, and read the whole reply. Raises ReplyTooLargeError where it passes the cap."""
         sending = self._client.request(request.method, str(request.url)).headers(
             [(name.decode("ascii"), value.decode("ascii")) for name, value in request.headers.raw if name != b"host"]
         )
@@ -273,8 +277,11 @@ class PyreqwestTransport(httpx.AsyncBaseTransport):
             # Its default waits for 64 kB or the end before the first bytes are handed on.
             sending = sending.streamed_read_buffer_limit(1)
         async with sending.build_streamed() as reply:
+            _refuse_long(reply.headers.get("content-length"))
             if arrived is None:
                 content = await reply.body_reader.read(REPLY_CAP_BYTES + 1)
+                # Refused here, since a copy of what nobody reads would be as large.
+                _refuse_large(0 if content is None else len(content))
                 stream = Whole(b"" if content is None else bytes(content))
             else:
                 stream = Whole(await _read_chunks(reply.body_reader, arrived))
@@ -484,27 +491,39 @@ def _words(error: BaseException) -> str:
 
 
 async def _read_chunks(reader: ResponseBodyReader, arrived: Callable[[int], None]) -> bytes:
-    """Read a body as it comes, at most a chunk past the cap."""
+    """Read a body as it comes. Raises ReplyTooLargeError where it passes the cap."""
     chunks: list[bytes] = []
     size = 0
-    while size <= REPLY_CAP_BYTES and (chunk := await reader.read_chunk()) is not None:
+    while (chunk := await reader.read_chunk()) is not None:
         arrived(len(chunk))
         size += len(chunk)
+        _refuse_large(size)
         chunks.append(bytes(chunk))
     return b"".join(chunks)
 
 
-async def _read(response: httpx.Response, arrivals: _Arrivals | None) -> bytes | None:
-    """Read a body to its end; None when it passes the cap."""
+def _refuse_large(size: int) -> None:
+    if size > REPLY_CAP_BYTES:
+        raise ReplyTooLargeError
+
+
+def _refuse_long(length: str | None) -> None:
+    """Refuse a body by the length that its reply states, before any of it is read."""
+    if length is not None and length.isascii() and length.isdecimal():
+        _refuse_large(int(length[:_DIGITS]))
+
+
+async def _read(response: httpx.Response, arrivals: _Arrivals | None) -> bytes:
+    """Read a body to its end. Raises ReplyTooLargeError when it passes the cap."""
     if isinstance(response.stream, Whole) and "content-encoding" not in response.headers:
-        content = response.stream.content
-        return None if len(content) > REPLY_CAP_BYTES else content
+        _refuse_large(len(response.stream.content))
+        return response.stream.content
+    _refuse_long(response.headers.get("content-length"))
     chunks: list[bytes] = []
     size = 0
     async for chunk in response.aiter_bytes():
         size += len(chunk)
-        if size > REPLY_CAP_BYTES:
-            return None
+        _refuse_large(size)
         if arrivals is not None:
             arrivals.note(len(chunk))
         chunks.append(chunk)

@@ -231,6 +231,7 @@ MISBEHAVIOURS: dict[str, tuple[Breaks, frozenset[str]]] = {
     "a body of 200 MB": (_huge_body, frozenset({BAD})),
     "200 MB in a gzip of 200 kB": (_bomb(), frozenset({BAD})),
     "two lengths": (_framed(b"content-length: 2\r\n", b"content-length: 3\r\n"), frozenset({READ})),
+    "a length of 5,000 digits": (_framed(b"content-length: " + b"9" * 5_000 + b"\r\n"), frozenset({READ, BAD})),
     "a negative length": (_framed(b"content-length: -2\r\n"), frozenset({READ})),
     "a chunk whose size is no number": (_framed(b"transfer-encoding: chunked\r\n", b"\r\nzz\r\n"), frozenset({READ})),
 }

@@ -10,14 +10,22 @@ import os
 import random
 import time
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from chaos.hostile import ASKS, MISBEHAVIOURS, TIMEOUT, WIRES, Ask, Line, broken_at, make_asks, serving
 from chaos.report import record
+from chaos.resources import peak_memory, start_run
+from in_memory import Bench
 
 from pipeline.clock import SystemClock
-from pipeline.service.wire import BACKSTOP_S, Wire
-from pipeline.simulator.serve import start
+from pipeline.run import run_job
+from pipeline.service.wire import BACKSTOP_S, REPLY_CAP_BYTES, Wire
+from pipeline.simulator.config import FaultKind
+from pipeline.simulator.serve import SimulatorProcess, start
+from pipeline.simulator.sounds import write_sound
 
 COUNT = int(os.environ.get("PIPELINE_BROKEN_REPLIES", "20"))
 SEED = int(os.environ.get("PIPELINE_SEED", "20"))
@@ -26,6 +34,13 @@ AMPLE_S = 60.0
 LATE_S = 5.0
 """Seconds that a busy machine may take to notice that a deadline passed."""
 AT_ONCE = {"a body of 200 MB": 2, "200 MB in a gzip of 200 kB": 2}
+
+RUN_ROWS = int(os.environ.get("PIPELINE_BROKEN_ROWS", "24"))
+RATES = {kind.value: 0.04 for kind in FaultKind} | {"huge_body": 0.02, "drip": 0.02, "hang": 0.02}
+PLAYED = {"audio": "tones", "vectors": "hash"}
+MEMORY_WORKERS = 4
+_WHEN = ("request", "response", "time_to_first_token_ms")
+"""Columns that differ between runs."""
 
 pytestmark = [pytest.mark.chaos, pytest.mark.anyio, pytest.mark.timeout(1800)]
 
@@ -37,7 +52,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="module")
 async def asks(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ask]:
-    with start({"audio": "tones", "vectors": "hash"}) as simulator:
+    with start(PLAYED) as simulator:
         return await make_asks(simulator, tmp_path_factory.mktemp("media"))
 
 
@@ -98,3 +113,87 @@ async def test_a_reply_that_nobody_asked_for_is_nobodys_answer(wire: str) -> Non
     assert bodies[b"stray"] == 0
     assert bodies[b"own"] > 0
     record(fault="F11", what="a second reply to one request", tried=COUNT, notes=f"{wire}: never taken")
+
+
+def bench(folder: Path, simulator: SimulatorProcess, name: str) -> Bench:
+    """A job that asks what `name` says, of a few rows."""
+    operation, model, request = ASKS[name]
+    made = Bench(folder=folder, operation=operation).texts(*(f"What does quay {n} ship?" for n in range(RUN_ROWS)))
+    deployment = {"endpoint": simulator.url, "api": "azure", "api_version": "2025-04-01-preview"}
+    made.changes = {
+        "deployments": [{**deployment, "deployment": model, "model": model, "max_inputs": 1}],
+        "request": request,
+        "input": {"media_root": "."},
+        "run": {"workers": 8, "timeout": "3s"},
+    }
+    for row in made.rows:
+        (folder / f"{row['n']}.wav").write_bytes(write_sound([f"quay{row['n']}", "is", "open"], "wav"))
+        row["file"] = f"{row['n']}.wav"
+    return made
+
+
+async def rows_of(made: Bench) -> list[dict[str, Any]]:
+    summary = await run_job(made.job())
+    assert (summary.exit_code, summary.rows.ok) == (0, RUN_ROWS), summary
+    return [{name: value for name, value in row.items() if name not in _WHEN} for row in made.table()]
+
+
+@pytest.fixture(scope="module")
+def clean() -> Iterator[SimulatorProcess]:
+    with start(PLAYED) as simulator:
+        yield simulator
+
+
+@pytest.fixture(scope="module")
+def breaking() -> Iterator[SimulatorProcess]:
+    with start({**PLAYED, "faults": {"rates": RATES, "attempts": 2}, "seed": SEED}) as simulator:
+        yield simulator
+
+
+@pytest.mark.parametrize("name", ASKS)
+async def test_a_run_through_every_broken_reply_ends_with_the_answers_of_one_without(
+    tmp_path: Path, clean: SimulatorProcess, breaking: SimulatorProcess, name: str
+) -> None:
+    for folder in ("clean", "broken"):
+        (tmp_path / folder).mkdir()
+    expected = await rows_of(bench(tmp_path / "clean", clean, name))
+    broken = bench(tmp_path / "broken", breaking, name)
+    assert await rows_of(broken) == expected
+    met = Counter(attempt["code"] for attempt in broken.attempts() if attempt["verdict"] != "answered")
+    assert met.total() > RUN_ROWS / 6
+    record(fault="F11", what=f"a run of {name}", tried=met.total(), notes=f"{RUN_ROWS} rows, {dict(met)}")
+
+
+@pytest.mark.parametrize("kind", ["a body of 200 MB", "200 MB in a gzip of 200 kB", "100,000 opening brackets"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_memory_is_bounded_by_the_cap_of_a_reply(
+    asks: dict[str, Ask], tmp_path: Path, kind: str, *, stream: bool
+) -> None:
+    """250 MB and the cap of a reply for every worker, whatever services send."""
+    whole = broken_at(asks["chat, streamed" if stream else "chat"].whole, 0.1)
+    asked = 0
+
+    async def handle(line: Line) -> None:
+        nonlocal asked
+        asked += 1
+        if asked <= 2 * MEMORY_WORKERS:
+            await MISBEHAVIOURS[kind][0](line, whole)
+        else:
+            await line.write(whole.head(b"content-length: %d\r\n" % len(whole.body)) + whole.body)
+
+    async with serving(handle) as service:
+        made = Bench(folder=tmp_path, operation="chat").texts(*map(str, range(3 * MEMORY_WORKERS)))
+        endpoint = f"http://127.0.0.1:{service.port}"
+        made.changes = {
+            "deployments": [{"endpoint": endpoint, "api": "azure", "deployment": "d", "model": "gpt-4o"}],
+            "request": {"messages": [{"role": "user", "content": "{{ text }}"}], "stream": stream},
+            "run": {"workers": MEMORY_WORKERS, "timeout": "60s"},
+        }
+        made.job()
+        process = start_run(tmp_path / "job.json")
+        peak = await asyncio.to_thread(peak_memory, process)
+    assert process.returncode == 0
+    assert asked > 2 * MEMORY_WORKERS
+    notes = f"peak {peak / 1e6:.0f} MB with {MEMORY_WORKERS} workers{', streamed' if stream else ''}"
+    record(fault="F11", what=f"memory: {kind}", tried=2 * MEMORY_WORKERS, notes=notes)
+    assert peak < 250e6 + MEMORY_WORKERS * REPLY_CAP_BYTES
