@@ -561,8 +561,17 @@ def _url(url: str) -> tuple[httpx.URL, str]:
 
 @functools.lru_cache(maxsize=16)
 def _timeouts(timeout_s: float) -> dict[str, float]:
-    """Return the limits as httpx's transport reads them; only the whole attempt ends a silence: models may think."""
-    return {"connect": min(CONNECT_S, timeout_s), "write": min(60.0, timeout_s), "read": timeout_s, "pool": timeout_s}
+    """Return the limits as httpx's transport reads them; only the whole attempt ends a silence: models may think.
+
+    httpx takes the limit of connecting twice, for the connection and for TLS. A handshake that is cancelled instead
+    would leave its connection to the garbage collector.
+    """
+    return {
+        "connect": min(CONNECT_S, timeout_s) / 2,
+        "write": min(60.0, timeout_s),
+        "read": timeout_s,
+        "pool": timeout_s,
+    }
 
 
 def _tls(certificates: bytes) -> ssl.SSLContext:
