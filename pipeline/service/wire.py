@@ -89,7 +89,9 @@ _REASONS = (
     ("proxy authorization required", "The proxy asks for a user name and password."),
     ("expired", "The endpoint's TLS certificate has expired."),
     ("notvalidforname", "The endpoint's TLS certificate is for another name."),
-    ("hostname mismatch", "The endpoint's TLS certificate is for another name."),
+    ("not valid for", "The endpoint's TLS certificate is for another name."),
+    ("not valid yet", "The endpoint's TLS certificate is not valid yet; check this machine's clock."),
+    ("not yet valid", "The endpoint's TLS certificate is not valid yet; check this machine's clock."),
 )
 """What exceptions of every transport say, and what is said of it here."""
 

@@ -23,7 +23,7 @@ def start_run(
     with (log or Path(os.devnull)).open("ab") as errors:
         return subprocess.Popen(
             [sys.executable, "-m", "pipeline", "run", str(job), "--progress", "none", "--json"],
-            env={**os.environ, "AZURE_OPENAI_API_KEY": "k", **(environ or {})},
+            env={**os.environ, "AZURE_OPENAI_API_KEY": "0123456789abcdef", **(environ or {})},
             stdout=subprocess.DEVNULL,
             stderr=errors,
         )
