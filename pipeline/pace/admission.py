@@ -21,6 +21,7 @@ TOKEN_MARGIN_S = 0.25
 """Seconds by which our minute is longer than the service's; costs 0.4 % of the quota."""
 RECENT_S = 10.0
 """Seconds over which refusals that name no limit are weighed against what was sent."""
+_LEAST_S = 0.1
 REFUSED_SHARE = 0.1
 REFUSED_LEAST = 3
 """Refusals that name no limit cut the rate from this share, and this many, of what was sent of late on."""
@@ -53,7 +54,7 @@ class Quota:
         self.limit = stated
         self.offered: float | None = None
         self.scale = 1.0
-        self.rate = Rate(ceiling=None if stated is None else stated * (1 - leave))
+        self.rate = Rate(ceiling=None if stated is None else stated * (1 - leave), span_s=span_s)
         self.apply(float("-inf"))
 
     @property
@@ -273,7 +274,7 @@ class Admission:
                     self._cut_tokens(now, hint_s, sent_at=sent_at, tokens=tokens, kind=kind)
             case ThrottleKind.REQUESTS:
                 if self._requests.offered is None or refused >= REFUSED_LEAST:
-                    self._cut_requests(now, hint_s, sent_at=sent_at)
+                    self._cut_requests(now, hint_s, sent_at=sent_at, kind=kind)
             case _:
                 if refused < max(REFUSED_LEAST, REFUSED_SHARE * self._recent.sum(now)):
                     return False
@@ -282,15 +283,14 @@ class Admission:
                 if self._tokens_are_tighter(tokens) or not self.is_known:
                     self._cut_tokens(now, hint_s, sent_at=sent_at, tokens=tokens, kind=kind)
                 else:
-                    self._cut_requests(now, hint_s, sent_at=sent_at)
+                    self._cut_requests(now, hint_s, sent_at=sent_at, kind=kind)
         return False
 
-    def overloaded(self, now: float, tokens: float) -> None:
+    def overloaded(self, now: float) -> None:
         """Cut what is known of the rates once: the deployment fails more than retries can mend."""
-        if self._requests.paced is not None:
-            self._cut_requests(now, None, sent_at=now)
-        if self._tokens.paced is not None:
-            self._cut_tokens(now, None, sent_at=now, tokens=tokens, kind=ThrottleKind.TOKENS)
+        for quota in (self._requests, self._tokens):
+            if quota.rate.ease(now):
+                quota.apply(now)
 
     def reopen(self, now: float) -> None:
         """Begin again slowly, after the deployment was away."""
@@ -331,8 +331,13 @@ class Admission:
             self._tokens.at_most(now, remaining_tokens, since_s=since_s, taken=by_now.tokens - sent.tokens)
 
     def _spent_s(self, now: float, most_s: float) -> float:
-        """Seconds since the first request, at least one and at most so many."""
-        return most_s if self._first_at is None else min(most_s, max(1.0, now - self._first_at))
+        """Seconds since the first request, at most so many."""
+        return most_s if self._first_at is None else min(most_s, now - self._first_at)
+
+    @staticmethod
+    def _is_certain(kind: ThrottleKind, quota: Quota) -> bool:
+        """Whether it took several refusals already to come to this."""
+        return kind not in {ThrottleKind.REQUESTS, ThrottleKind.TOKENS} or quota.offered is not None
 
     def _rescale(self, now: float) -> None:
         self._tokens.scale = self._cost.factor
@@ -347,15 +352,40 @@ class Admission:
         self, now: float, hint_s: float | None, *, sent_at: float, tokens: float, kind: ThrottleKind
     ) -> None:
         # A minute held no more than what was let in during the last one; what is provisioned flows away steadily.
-        spent_s = MINUTE_S if kind is not ThrottleKind.UTILIZATION else self._spent_s(now, MINUTE_S)
-        passed = (self._cost.mark(now).minute - self._refused_tokens.sum(now)) * self._cost.factor * MINUTE_S / spent_s
-        if self._tokens.rate.cut(
-            now, sent_at=sent_at, cool_down_s=hint_s or 0.0, passed=passed, least=tokens * self._cost.factor
+        spent_s = self._spent_s(now, MINUTE_S)
+        over_s = MINUTE_S if kind is not ThrottleKind.UTILIZATION else max(1.0, spent_s)
+        sent = self._cost.mark(now).minute * self._cost.factor
+        admitted = (sent - self._refused_tokens.sum(now) * self._cost.factor) * MINUTE_S / over_s
+        rate = self._tokens.rate
+        use = 0.0 if self._tokens.offered is not None else sent * MINUTE_S / max(_LEAST_S, spent_s)
+        passed = rate.at_ease(admitted, use)  # where the limit is named, others are to blame
+        if rate.cut(
+            now,
+            sent_at=sent_at,
+            cool_down_s=hint_s or 0.0,
+            passed=passed,
+            admitted=admitted,
+            least=tokens * self._cost.factor,
+            certain=self._is_certain(kind, self._tokens),
         ):
             self._cost.refused(now)
             self._rescale(now)
 
-    def _cut_requests(self, now: float, hint_s: float | None, *, sent_at: float) -> None:
-        passed = (self._recent.sum(now) - self._refused.sum(now)) * MINUTE_S / self._spent_s(now, RECENT_S)
-        if self._requests.rate.cut(now, sent_at=sent_at, cool_down_s=hint_s or 0.0, passed=passed, least=1.0):
+    def _cut_requests(self, now: float, hint_s: float | None, *, sent_at: float, kind: ThrottleKind) -> None:
+        spent_s = self._spent_s(now, RECENT_S)
+        open_s = spent_s - self.gate.closed_s(now, RECENT_S)
+        sent = self._recent.sum(now)
+        through = (sent - self._refused.sum(now)) * MINUTE_S
+        rate = self._requests.rate
+        passed = rate.at_ease(through / max(1.0, open_s), sent * MINUTE_S / max(_LEAST_S, open_s))
+        admitted = through / max(1.0, spent_s)
+        if rate.cut(
+            now,
+            sent_at=sent_at,
+            cool_down_s=hint_s or 0.0,
+            passed=passed,
+            admitted=admitted,
+            least=1.0,
+            certain=self._is_certain(kind, self._requests),
+        ):
             self._requests.apply(now)

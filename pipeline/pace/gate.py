@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
 FIRST_S = 1.0
@@ -10,6 +11,7 @@ CAP_S = 60.0
 """Seconds; the longest pause that is ours, not the service's."""
 LEAST_JITTER_S = 0.05
 """Seconds; a hint is lengthened by at most this or a tenth of it, whichever is more."""
+_REMEMBERED = 32
 
 
 class Gate:
@@ -19,10 +21,11 @@ class Gate:
     are refused together are one episode.
     """
 
-    __slots__ = ("_episodes", "until")
+    __slots__ = ("_closed", "_episodes", "until")
 
     def __init__(self) -> None:
         self.until = float("-inf")
+        self._closed: deque[tuple[float, float]] = deque(maxlen=_REMEMBERED)
         self._episodes = 0
 
     def pause(self, now: float, hint_s: float | None, *, sent_at: float, random: Callable[[], float]) -> None:
@@ -30,12 +33,19 @@ class Gate:
 
         Never opens earlier than it would have. `sent_at` is when the refused request left.
         """
+        before = self.until
         if hint_s is not None:
             jitter_s = random() * max(LEAST_JITTER_S, hint_s / 10)
             self.until = max(self.until, now + hint_s + jitter_s)
         elif sent_at >= self.until:
             self.until = now + random() * min(CAP_S, FIRST_S * 2.0 ** min(self._episodes, 16))
             self._episodes += 1
+        if self.until > max(before, now):
+            self._closed.append((max(before, now), self.until))
+
+    def closed_s(self, now: float, span_s: float) -> float:
+        """Return for how many of the last `span_s` seconds it was closed."""
+        return sum(max(0.0, min(now, end) - max(now - span_s, begin)) for begin, end in self._closed)
 
     def answered(self, sent_at: float) -> None:
         """Note an answer to a request that left at `sent_at`; one sent after the pause ends the series of episodes."""

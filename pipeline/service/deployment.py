@@ -390,7 +390,7 @@ class Deployment:
         if self.outage.on:
             self.outage.probed(now)
         elif retry and self._budget.spend():
-            self._admission.overloaded(now, tokens)
+            self._admission.overloaded(now)
 
     def _next(self) -> deque[_Waiter] | None:
         """The line whose head is next; retries that nothing pays for hold up nobody else."""

@@ -3,14 +3,47 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 
-from pipeline.pace.rate import COOL_DOWN_S, CUT, GROWTH_PER_S, RAMP_FROM, RAMP_S, Rate
+from pipeline.pace.rate import (
+    AT_ONCE,
+    BACK,
+    COOL_DOWN_S,
+    CUT,
+    DOUBT_S,
+    GROWTH_PER_S,
+    HELD_COSTS,
+    HOLD_S,
+    HOPE_S,
+    LONGEST_HOLD_S,
+    RAMP_FROM,
+    RAMP_S,
+    RISEN,
+    Rate,
+)
 
 
-def cut(rate: Rate, now: float, *, sent_at: float | None = None, cool_down_s: float = 0.0, passed: float = 1e9) -> bool:
-    return rate.cut(now, sent_at=now if sent_at is None else sent_at, cool_down_s=cool_down_s, passed=passed, least=1)
+def cut(
+    rate: Rate,
+    now: float,
+    *,
+    sent_at: float | None = None,
+    cool_down_s: float = 0.0,
+    passed: float = 1e9,
+    admitted: float | None = None,
+    certain: bool = False,
+) -> bool:
+    return rate.cut(
+        now,
+        sent_at=now if sent_at is None else sent_at,
+        cool_down_s=cool_down_s,
+        passed=passed,
+        admitted=passed if admitted is None else admitted,
+        least=1,
+        certain=certain,
+    )
 
 
 def use(rate: Rate, begin: float, seconds: float, share: float = 1.0) -> float:
@@ -26,7 +59,7 @@ def use(rate: Rate, begin: float, seconds: float, share: float = 1.0) -> float:
 def test_a_hundred_refusals_together_are_one_cut() -> None:
     rate = Rate(ceiling=600)
     assert [cut(rate, 10 + number / 100, sent_at=9.0) for number in range(100)].count(True) == 1
-    assert rate.per_minute == CUT * 600
+    assert rate.per_minute == BACK * 600
 
 
 @pytest.mark.parametrize(("hint_s", "expected_s"), [(0.0, COOL_DOWN_S), (1.0, COOL_DOWN_S), (30.0, 30.0)])
@@ -34,38 +67,145 @@ def test_no_cut_follows_another_within_five_seconds_or_the_hint(hint_s: float, e
     rate = Rate(ceiling=600)
     assert cut(rate, 10.0, cool_down_s=hint_s)
     assert not cut(rate, 10.0 + expected_s - 0.01)
-    assert cut(rate, 10.0 + expected_s)
-    assert rate.per_minute == pytest.approx(CUT**2 * 600)
+    assert cut(rate, 10.0 + expected_s, certain=True)
+    assert rate.per_minute == pytest.approx(CUT * BACK * 600)
 
 
 def test_a_refusal_of_what_was_sent_before_the_cut_says_nothing_new() -> None:
     rate = Rate(ceiling=600)
     cut(rate, 10.0)
     assert not cut(rate, 100.0, sent_at=9.9)
-    assert cut(rate, 100.0, sent_at=10.1)
+    assert cut(rate, 100.0, sent_at=10.1, certain=True)
+
+
+@pytest.mark.parametrize(
+    ("passed", "kept"),
+    [(600, BACK * 600), (500, 500), (200, 200), (50, AT_ONCE * 600)],
+    ids=["as much", "a little less", "a third", "next to nothing"],
+)
+def test_a_refusal_leads_to_what_had_passed(passed: float, kept: float) -> None:
+    rate = Rate(ceiling=600)
+    cut(rate, 10.0, passed=passed)
+    assert rate.per_minute == kept
+
+
+def test_where_what_had_passed_is_refused_at_once_it_is_cut_by_a_fifth_or_to_what_was_admitted() -> None:
+    for admitted, kept in ((590, CUT * BACK * 600), (300, 300)):
+        rate = Rate(ceiling=600)
+        cut(rate, 10.0, passed=600)
+        cut(rate, 10.0 + COOL_DOWN_S + 1, passed=590, admitted=admitted)
+        assert rate.per_minute == pytest.approx(kept)
+
+
+@pytest.mark.parametrize(("sent", "told"), [(600, 100), (500, 100), (400, CUT * 600)])
+def test_what_passed_says_nothing_of_the_limit_where_the_rate_was_not_used(sent: float, told: float) -> None:
+    assert Rate(ceiling=600).at_ease(100, sent) == told
+    assert Rate(ceiling=None).at_ease(100, sent) == 100
 
 
 def test_what_is_used_grows_by_a_hundredth_a_second_up_to_the_ceiling() -> None:
     rate = Rate(ceiling=6000)
-    cut(rate, 0.0)
+    rate.ease(0.0)
+    assert rate.per_minute == 4800
     now = use(rate, 0.0, 10.0)
     assert rate.per_minute == pytest.approx(4800 * (1 + GROWTH_PER_S) ** now, rel=0.02)
     use(rate, now, 100.0)
     assert rate.per_minute == 6000
 
 
-def test_near_the_rate_that_was_refused_it_grows_slowly() -> None:
-    rate = Rate(ceiling=60_000)
-    rate.per_minute = 6000
-    cut(rate, 0.0)
-    use(rate, 0.0, 40.0)
-    assert 0.97 * 6000 < (rate.per_minute or 0) < 6000
+def found(*, ceiling: float | None = None, span_s: float = 1.0) -> Rate:
+    """A rate that was refused at 6060 a minute and is held at 6000."""
+    rate = Rate(ceiling=ceiling, span_s=span_s)
+    rate.per_minute = 6060
+    rate.used(0.0, 1)
+    cut(rate, 0.0, passed=6000)
+    assert rate.per_minute == pytest.approx(BACK * 6060)
+    rate.per_minute = rate._held = 6000
+    return rate
+
+
+def test_what_was_found_is_held_and_then_a_little_more_is_tried() -> None:
+    rate = found()
+    now = use(rate, 0.0, HOLD_S - 1.5)
+    assert rate.per_minute == 6000
+    use(rate, now, 4.0)
+    assert 6000 < rate.per_minute < 6300
+
+
+def test_where_a_minute_is_judged_the_try_takes_a_minute() -> None:
+    rate = found(span_s=60.0)
+    now = use(rate, 0.0, 59.0)
+    assert rate.per_minute == 6000
+    use(rate, now, 50.0)
+    assert 6000 < rate.per_minute < 1.03 * 6000
+
+
+def tries(rate: Rate, seconds: float) -> list[float]:
+    """The moments at which a service that allows 6000 a minute refuses."""
+    now, refused = 0.0, []
+    while now < seconds:
+        now = use(rate, now, 1.0)
+        if (rate.per_minute or 0) > 6060:
+            cut(rate, now, passed=5990)
+            refused.append(now)
+            assert rate.per_minute == 6000, "what was held is still good"
+    return refused
+
+
+def test_tries_in_vain_become_rare() -> None:
+    refused = tries(found(), 2000.0)
+    gaps = [after - before for before, after in pairwise(refused)]
+    assert gaps[:4] == [pytest.approx(hold, abs=6) for hold in (30, 60, 120, 240)]
+    assert all(gap == pytest.approx(LONGEST_HOLD_S, abs=6) for gap in gaps[4:])
+
+
+def test_where_more_was_once_used_it_is_hoped_for_each_minute_and_less_as_time_goes() -> None:
+    rate = Rate(ceiling=12_000)
+    use(rate, -100.0, 100.0)
+    cut(rate, 0.0, passed=12_000, certain=True)
+    rate.per_minute = rate._held = 6000
+    refused = tries(rate, 4000.0)
+    gaps = [after - before for before, after in pairwise(refused)]
+    assert max(gaps[:5]) <= HOPE_S + 8
+    assert gaps[-1] == pytest.approx(LONGEST_HOLD_S, abs=6)
+
+
+def test_a_limit_that_rose_is_followed_faster_and_faster() -> None:
+    rate = found()
+    now = use(rate, 0.0, HOLD_S + 1)
+    use(rate, now, 25.0)
+    assert (rate.per_minute or 0) > 1.6 * 6000
+    cut(rate, 100.0, passed=9000)
+    assert rate.per_minute == 9000, "what passed, for it is far from what was held"
+
+
+def test_the_slower_the_rate_the_longer_it_is_held() -> None:
+    slow = Rate(ceiling=None)
+    cut(slow, 0.0, passed=60)
+    use(slow, 0.0, HELD_COSTS - 5)
+    assert slow.per_minute == BACK * 60
+
+
+def test_one_refusal_of_a_rate_that_did_well_is_chance_and_a_second_is_not() -> None:
+    rate = Rate(ceiling=6000)
+    now = use(rate, 0.0, DOUBT_S + 1)
+    assert not cut(rate, now)
+    assert cut(rate, now + DOUBT_S)
+    early = Rate(ceiling=6000)
+    assert cut(early, use(early, 0.0, DOUBT_S - 1)), "it had not done well for long"
+
+
+def test_a_refusal_that_is_certain_or_asks_for_a_long_pause_is_no_chance() -> None:
+    rate = Rate(ceiling=6000)
+    assert cut(rate, use(rate, 0.0, DOUBT_S + 1), certain=True)
+    rate = Rate(ceiling=6000)
+    assert cut(rate, use(rate, 0.0, DOUBT_S + 1), cool_down_s=COOL_DOWN_S + 1)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.7])
 def test_what_is_not_used_does_not_grow(share: float) -> None:
     rate = Rate(ceiling=6000)
-    cut(rate, 0.0)
+    rate.ease(0.0)
     use(rate, 0.0, 60.0, share)
     assert rate.per_minute == 4800
 
@@ -74,7 +214,7 @@ def test_what_is_not_used_does_not_grow(share: float) -> None:
 def test_the_floor_is_one_request_a_minute_or_the_limit(ceiling: float, floor: float) -> None:
     rate = Rate(ceiling=ceiling)
     for number in range(100):
-        cut(rate, number * 100.0)
+        cut(rate, number * 100.0, passed=0.0)
     assert rate.per_minute == floor
 
 
@@ -89,7 +229,7 @@ def test_a_lower_ceiling_holds_at_once_and_explains_what_was_refused_before() ->
 
 def test_a_higher_ceiling_raises_a_rate_that_was_cut_by_as_much() -> None:
     rate = Rate(ceiling=300)
-    cut(rate, 0.0)
+    rate.ease(0.0)
     rate.limit_to(600, now=1.0)
     assert rate.per_minute == pytest.approx(480)
 
@@ -99,9 +239,9 @@ def test_without_a_ceiling_the_first_refusal_says_what_passed_and_growth_has_no_
     assert rate.per_minute is None
     assert not rate.used(1.0, 1)
     cut(rate, 10.0, passed=1000)
-    assert rate.per_minute == CUT * 1000
+    assert rate.per_minute == BACK * 1000
     use(rate, 10.0, 200.0)
-    assert rate.per_minute > 2000
+    assert rate.per_minute > RISEN * 2000
     rate.limit_to(500, now=300.0)
     assert rate.per_minute == 500
 
@@ -118,12 +258,14 @@ def test_a_ramp_reaches_the_full_rate_in_ten_seconds() -> None:
     assert not rate.tick(200.0)
 
 
-def test_a_cut_leaves_the_window_alone() -> None:
+def test_what_was_found_is_what_a_window_holds_and_a_cut_of_it_leaves_the_window_alone() -> None:
     rate = Rate(ceiling=600)
-    cut(rate, 0.0)
+    rate.ease(0.0)
     assert rate.per_window == 600
     learnt = Rate(ceiling=None)
     assert learnt.per_window is None
     cut(learnt, 0.0, passed=100)
-    assert learnt.per_window == 100
+    assert learnt.per_window == BACK * 100
+    learnt.ease(10.0)
+    assert learnt.per_window == BACK * 100
     assert math.isfinite(learnt.per_minute or math.inf)
