@@ -83,6 +83,10 @@ class StoppedEarlyError(PipelineError):
     exit_code: ClassVar[int] = 4
 
 
+class NoTokenYetError(StoppedEarlyError):
+    """A token endpoint does not answer, or is busy: asking again later may do."""
+
+
 class StorageError(PipelineError):
     """A disk is full or failing; what was committed is safe and the run can be continued."""
 

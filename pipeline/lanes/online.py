@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 import anyio
 
-from pipeline.errors import PipelineError, RefusedError, ReplyError, RowError, RowProblem
+from pipeline.errors import NoTokenYetError, PipelineError, RefusedError, ReplyError, RowError, RowProblem
 from pipeline.lanes.breaker import Breaker, Suspicion
 from pipeline.lanes.commit import Commits
 from pipeline.lanes.pieces import Cut, Piece, PieceLine
@@ -57,6 +57,8 @@ if TYPE_CHECKING:
 MAX_STORED_RESPONSE_BYTES = 1024 * 1024
 ECHO_BYTES = 32
 """So many bytes in a row that a message shares with a request are a quotation."""
+LOOK_S = 1.0
+"""Seconds between looks whether a quota that was lowered has room for a row again."""
 COMPARED_BYTES = 4 * 1024 * 1024
 """A larger request, with pictures or a recording, is not searched for quotations."""
 
@@ -189,6 +191,7 @@ class OnlineLane:
         self._cuts = 0
         self._held: list[_Course] = []
         self._released: deque[_Course] = deque()
+        pool.listen(self._commits.say)
 
     @property
     def is_cutting(self) -> bool:
@@ -385,7 +388,7 @@ class OnlineLane:
             asked.items = self._sized(asked.items)
         tokens = sum(item.tokens for item in asked.items)
         if (most := self._pool.too_small_for(tokens)) is not None:
-            return self._too_large(asked, tokens, most)
+            return await self._too_large(asked, tokens, most)
         deployment = self._pool.pick(tokens)
         # What is read from files is held only while it is sent.
         call = None if self.operation.reads_files else self.operation.build(asked.items, deployment.target)
@@ -403,17 +406,27 @@ class OnlineLane:
         except RefusedError as error:
             self._say_aside(self._pool.without_credential(deployment, error))
             return None
+        except NoTokenYetError as error:
+            self._pool.without_token_yet(deployment, error)
+            return None
         verdict, results = self._judge(asked.items, deployment, exchange)
         asked.met(verdict, sent_at=exchange.sent_at, ended_at=self._clock.now())
         self._note(asked, deployment, exchange, verdict, results, call.tokens)
         decision = self._decide(asked, deployment, exchange, verdict, call)
         return _Sent(deployment=deployment, exchange=exchange, verdict=verdict, results=results, decision=decision)
 
-    def _too_large(self, asked: _Asked, tokens: int, most: float) -> Outcome | _Split:
-        """End a request that no deployment's quota can hold; a pack is cut in halves, which may fit."""
+    async def _too_large(self, asked: _Asked, tokens: int, most: float) -> Outcome | _Split | None:
+        """End a request that no deployment's quota can hold; a pack is cut in halves, which may fit.
+
+        None after a while, where a quota held it before that was lowered.
+        """
         if len(asked.items) > 1:
             middle = len(asked.items) // 2
             return _Split(packs=(asked.items[:middle], asked.items[middle:]), named=None)
+        if self._pool.may_fit_later(tokens):
+            with self._stop.waiting():
+                await self._clock.sleep(LOOK_S)
+            return None
         problem = RowError(
             code="quota_too_small",
             message=f"The request is estimated at {tokens:,} tokens, but no deployment's quota allows more than "
@@ -561,6 +574,7 @@ class OnlineLane:
                 kind=aside.kind.value,
                 code=aside.error.code,
                 http_status=aside.error.http_status,
+                next_try_s=aside.next_try_s,
             )
 
     async def _leave(self, deployment: Deployment, tokens: int, *, again: bool, retry: bool) -> bool:

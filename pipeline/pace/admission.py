@@ -19,6 +19,8 @@ REQUEST_MARGIN_S = 0.008
 """Seconds by which our second is longer than the service's, against unequal ways there; costs 0.8 % of the quota."""
 TOKEN_MARGIN_S = 0.25
 """Seconds by which our minute is longer than the service's; costs 0.4 % of the quota."""
+LOWERED_S = 1800.0
+"""Seconds for which a limit that fell may rise again, as one does that Azure lowers while it throttles a deployment."""
 RECENT_S = 10.0
 """Seconds over which refusals that name no limit are weighed against what was sent."""
 _LEAST_S = 0.1
@@ -37,8 +39,8 @@ class Quota:
     """
 
     __slots__ = (
-        "_allowed", "_allowed_to", "_bucket", "_least", "_leave", "_parts", "_span_s", "_stated", "_window", "limit",
-        "offered", "rate", "scale",
+        "_allowed", "_allowed_to", "_bucket", "_highest", "_least", "_leave", "_lowered_at", "_parts", "_span_s",
+        "_stated", "_window", "limit", "offered", "rate", "scale",
     )  # fmt: skip
 
     def __init__(self, *, stated: float | None, leave: float, span_s: float, margin_s: float, least: float) -> None:
@@ -52,6 +54,8 @@ class Quota:
         self._allowed = 0.0
         self._allowed_to: float | None = None
         self.limit = stated
+        self._highest = stated
+        self._lowered_at: float | None = None
         self.offered: float | None = None
         self.scale = 1.0
         self.rate = Rate(ceiling=None if stated is None else stated * (1 - leave), span_s=span_s)
@@ -74,7 +78,16 @@ class Quota:
         if limit != self.limit:
             self._count_allowed(now)
             self.limit = limit
+            if self._highest is None or limit >= self._highest:
+                self._highest, self._lowered_at = limit, None
+            elif self._lowered_at is None:
+                self._lowered_at = now
             self._take_share(limit, now)
+
+    def to_come(self, now: float) -> float | None:
+        """The limit, or the highest that was known where it fell not long ago; None without any."""
+        lowered = self._lowered_at is not None and now - self._lowered_at < LOWERED_S
+        return self._highest if lowered else self.limit
 
     def share(self, parts: int, now: float) -> None:
         """Keep to one of so many equal parts of the limit; it stays what is known of the service."""
@@ -210,9 +223,12 @@ class Admission:
             tokens * MINUTE_S / tokens_per_minute if tokens_per_minute else 0.0,
         )
 
-    def most_tokens(self) -> float | None:
-        """Return the largest estimate that a minute can hold, None while that is not known."""
-        limit = self._tokens.limit
+    def most_tokens(self, now: float | None = None) -> float | None:
+        """Return the largest estimate that a minute can hold, None while that is not known.
+
+        With `now`, a limit that fell not long ago counts as before: it may be lowered for a while.
+        """
+        limit = self._tokens.limit if now is None else self._tokens.to_come(now)
         return None if limit is None else limit / min(1.0, self._cost.factor)
 
     def take(self, now: float, tokens: float) -> None:

@@ -49,7 +49,14 @@ class Outage:
         self.throttled(now)
         self._failures += 1
         assert self.since is not None  # noqa: S101 - set just now
-        if self.on or self._failures < self._least or now - self.since < SILENCE_S:
+        if self._failures < self._least or now - self.since < SILENCE_S:
+            return False
+        return self.begin(now)
+
+    def begin(self, now: float) -> bool:
+        """Begin an outage that needs no further proof; True where there was none."""
+        self.throttled(now)
+        if self.on:
             return False
         self.on = True
         self._pause_s = FIRST_PROBE_S

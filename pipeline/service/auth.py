@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pipeline.clock import Clock
-from pipeline.errors import RefusedError
+from pipeline.errors import NoTokenYetError, RefusedError
 from pipeline.job.identity import KINDS, CredentialKind, Option, kind_name
 from pipeline.service.address import Address, Family
 from pipeline.service.classify import plain
@@ -33,11 +33,15 @@ AHEAD_S = 300.0
 AGAIN_S = 30.0
 """Seconds between tries to renew a token that is still good."""
 PATIENCE_S = 300.0
-"""Seconds for which a token endpoint that fails is tried again before the run gives up."""
-ASK_S = 120.0
+"""Seconds for which a token endpoint may refuse what it let in before, until that is taken for its last word."""
+ASK_S = 45.0
 """Seconds after which a token endpoint that says nothing counts as one that fails; signing in has limits of its own."""
+FIRST_PAUSE_S = 1.0
+"""Seconds between a token that was not to be had and the next asking; twice as long each time, up to AGAIN_S."""
+_BUSY = frozenset({408, 429})
 SIGN_IN_S = 300
 """Seconds that a person has for signing in, unless the job says otherwise."""
+_ADVICE = "Sign in (az login), give the machine an identity, or set auth: key."
 _MESSAGE_CHARS = 300
 _REASON_CHARS = 160
 _SECRET_VARIABLES = ("AZURE_CLIENT_SECRET", "AZURE_CLIENT_CERTIFICATE_PASSWORD", "AZURE_PASSWORD", "IDENTITY_HEADER")
@@ -64,7 +68,7 @@ class Credentials:
     async def headers(self) -> Mapping[str, str]:
         """Return the headers of the present generation.
 
-        Raises RefusedError where no credential can be had.
+        Raises RefusedError where no credential can be had, and NoTokenYetError where one may be had later.
         """
         return self._headers
 
@@ -79,9 +83,9 @@ class Credentials:
                 return True
             if self._unproven:
                 return False
-            await self._renew()
             self.generation += 1
             self._unproven = True
+            await self._renew()
             return True
 
     @property
@@ -139,12 +143,15 @@ class EntraCredentials(Credentials):
         self._kept: AsyncTokenCredential | None = None
         self._expires_at = float("-inf")
         self._again_at = float("-inf")
+        self._failing_since: float | None = None
+        self._pause_s = FIRST_PAUSE_S
+        self._said = ""
 
     async def headers(self) -> Mapping[str, str]:
         """Return the bearer header, renewed where it is about to expire.
 
-        Only expiry is judged by the wall clock. Raises RefusedError where there is no token to be had: at once where
-        no credential is configured or a first one is refused, after five minutes where the endpoint fails.
+        Only expiry is judged by the wall clock. Raises NoTokenYetError where the endpoint is slow, busy or down, and
+        RefusedError where it refuses: at once where it never gave a token, else when it has for five minutes.
         """
         left_s = self._expires_at - self._clock.wall()
         if left_s > AHEAD_S:
@@ -158,33 +165,41 @@ class EntraCredentials(Credentials):
         return self._headers
 
     async def _renew(self) -> None:
+        self._expires_at = float("-inf")  # whoever asks meanwhile waits, rather than send what was refused
         await self._let_go()
         await self._fetch(needed=True)
 
     async def _fetch(self, *, needed: bool) -> None:
-        """Have a new token; with `needed`, an endpoint that fails is asked again for as long as patience lasts."""
-        from azure.core.exceptions import AzureError, ClientAuthenticationError  # noqa: PLC0415 - 170 ms
+        """Have a new token; without one that is `needed`, say why, or that it may be had later."""
+        from azure.core.exceptions import AzureError  # noqa: PLC0415 - 170 ms
 
-        began = self._clock.now()
-        pause_s = 1.0
-        while True:
-            try:
-                token = await self._ask()
-            except (AzureError, OSError, ValueError, TimeoutError) as error:
-                if not needed:
-                    self._again_at = self._clock.now() + AGAIN_S
-                    return
-                first = not self._headers and isinstance(error, ClientAuthenticationError | ValueError)
-                if first or self._clock.now() - began >= self._patience_s:
-                    raise RefusedError(_no_token(self._scope, error, self._secrets)) from None
-                await self._clock.sleep(pause_s)
-                pause_s = min(AGAIN_S, pause_s * 2)
-            else:
-                self._headers = {"authorization": f"Bearer {token.token}"}
-                self.expires_at = self._expires_at = float(token.expires_on)
-                # A token that lives for less than five minutes is not asked for with every request.
-                self._again_at = self._clock.now() + AGAIN_S
-                return
+        if needed and self._failing_since is not None and self._clock.now() < self._again_at:
+            raise NoTokenYetError(self._said)  # others waited for the same asking
+        try:
+            token = await self._ask()
+        except (AzureError, OSError, ValueError, TimeoutError) as error:
+            self._failed(error, needed=needed)
+        else:
+            self._headers = {"authorization": f"Bearer {token.token}"}
+            self.expires_at = self._expires_at = float(token.expires_on)
+            self._failing_since = None
+            self._pause_s = FIRST_PAUSE_S
+            # A token that lives for less than five minutes is not asked for with every request.
+            self._again_at = self._clock.now() + AGAIN_S
+
+    def _failed(self, error: Exception, *, needed: bool) -> None:
+        now = self._clock.now()
+        if not needed:
+            self._again_at = now + AGAIN_S
+            return
+        if self._failing_since is None:
+            self._failing_since = now
+        self._said = _no_token(self._scope, error, self._secrets)
+        if _is_refusal(error) and (not self._headers or now - self._failing_since >= self._patience_s):
+            raise RefusedError(f"{self._said} {_ADVICE}") from None
+        self._again_at = now + self._pause_s
+        self._pause_s = min(AGAIN_S, 2 * self._pause_s)
+        raise NoTokenYetError(self._said) from None
 
     async def _ask(self) -> AccessToken:
         if self._signs_in:
@@ -200,7 +215,7 @@ class EntraCredentials(Credentials):
         except TimeoutError:
             if not patience.expired():
                 raise
-            raise TimeoutError(f"the token endpoint said nothing for {self._ask_s:g} s.") from None
+            raise TimeoutError(f"the token endpoint did not answer within {self._ask_s:g} s.") from None
         finally:
             await credential.close()
         self.used = _used(credential)
@@ -265,12 +280,12 @@ def credentials(
     scope: str | None,
     credential: Mapping[str, Any] | None,
     clock: Clock,
-    patience_s: float = PATIENCE_S,
+    ask_s: float = ASK_S,
 ) -> Credentials:
     """Make the credentials of one deployment from what its job file says.
 
-    Keys go as `api-key` to Azure's path families and as a bearer elsewhere. `patience_s` is how long a token endpoint
-    that fails is asked again. Raises RefusedError for a key or token that is missing and for a credential that does
+    Keys go as `api-key` to Azure's path families and as a bearer elsewhere. `ask_s` is how long a token endpoint
+    may say nothing. Raises RefusedError for a key or token that is missing and for a credential that does
     not exist.
     """
     match auth:
@@ -294,7 +309,7 @@ def credentials(
                 clock=clock,
                 signs_in=_kind(options).signs_in,
                 secrets=(*_secrets(options), *(os.environ.get(name, "") for name in _SECRET_VARIABLES)),
-                patience_s=patience_s,
+                ask_s=ask_s,
             )
         case _:
             raise RefusedError(f"auth: {auth} is not one of entra, key, token, none")
@@ -462,10 +477,16 @@ def _no_token(scope: str, error: Exception, secrets: tuple[str, ...]) -> str:
     said = str(error)
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
         said = said.replace(secret, "***")
-    return (
-        f"no Entra token for {scope} could be had: {_reasons(said)} "
-        "Sign in (az login), give the machine an identity, or set auth: key."
-    )
+    return f"no Entra token for {scope} could be had: {_reasons(said)}"
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether asking again is in vain: what is asked with is wrong, rather than who is asked slow, busy or down."""
+    from azure.core.exceptions import ClientAuthenticationError  # noqa: PLC0415 - 170 ms
+
+    status = getattr(error, "status_code", None)
+    busy = status is not None and (status in _BUSY or status >= 500)  # noqa: PLR2004 - RFC 9110
+    return isinstance(error, ClientAuthenticationError | ValueError) and not busy
 
 
 def _reasons(said: str) -> str:

@@ -142,6 +142,11 @@ class Deployment:
         """The largest estimate that its quota can hold, None while that is not known."""
         return self._admission.most_tokens()
 
+    @property
+    def most_tokens_to_come(self) -> float | None:
+        """The same, where a quota that was lowered not long ago is taken as it was."""
+        return self._admission.most_tokens(self._clock.now())
+
     def share(self, parts: int) -> None:
         """Keep to one of so many equal parts of the quota."""
         if parts != self._parts:
@@ -212,7 +217,8 @@ class Deployment:
     async def send(self, call: Call) -> Exchange:
         """Make exactly one HTTP attempt and follow what its reply says of the limits.
 
-        Raises RefusedError when no credential can be had for it; its leave is given back.
+        Raises RefusedError when no credential can be had for it, NoTokenYetError when it may be had later; its leave is
+        given back.
         """
         try:
             authorization = await self.credentials.headers()

@@ -10,10 +10,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Any, Protocol, assert_never
 
 from pipeline.clock import Clock
-from pipeline.errors import PipelineError, RefusedError, StoppedEarlyError
+from pipeline.errors import NoTokenYetError, PipelineError, RefusedError, StoppedEarlyError
+from pipeline.log import Event, Level
 from pipeline.model import ErrorInfo, ErrorType, NoReply, NoReplyKind
 from pipeline.pace.admission import Admission
 from pipeline.pace.retry import Reauthorise, Refused, Spent, Throttle, TooLong
@@ -48,12 +49,27 @@ class AsideKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aside:
-    """One deployment set aside. `come_back_s` is the pause that it asked for, where it did."""
+    """One deployment set aside. `come_back_s` is the pause that it asked for, where it did.
+
+    `next_try_s` is when one request tries it again, None for never.
+    """
 
     deployment: str
     kind: AsideKind
     error: ErrorInfo
     come_back_s: float | None = None
+    next_try_s: float | None = None
+
+
+class Say(Protocol):
+    """Takes an event of the run."""
+
+    def __call__(self, event: Event, level: Level, **fields: Any) -> None:
+        """Log it."""
+
+
+def _silent(event: Event, level: Level, **fields: Any) -> None:
+    """Nobody listens."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,6 +77,7 @@ class _Probing:
     """A deployment set aside, when one request tries it again, and when one last did."""
 
     aside: Aside
+    since: float
     pause_s: float
     at: float
     tried_at: float = math.inf
@@ -88,6 +105,11 @@ class Pool:
         self._max_outage_s = max_outage_s
         self._open = list(deployments)
         self._aside: dict[Deployment, _Probing] = {}
+        self._say: Say = _silent
+
+    def listen(self, say: Say) -> None:
+        """Tell `say` of outages, and of deployments that are back."""
+        self._say = say
 
     @property
     def asides(self) -> tuple[Aside, ...]:
@@ -127,9 +149,11 @@ class Pool:
 
     def too_small_for(self, tokens: int) -> float | None:
         """Return the most tokens that any quota can hold at once, where a request of `tokens` fits none; else None."""
-        most = [deployment.most_tokens for deployment in self._open]
-        known = [limit for limit in most if limit is not None]
-        return max(known) if known and len(known) == len(most) and tokens > max(known) else None
+        return _beyond(tokens, [deployment.most_tokens for deployment in self._open])
+
+    def may_fit_later(self, tokens: int) -> bool:
+        """Whether a request of `tokens` fits a quota as it was before it was lowered, not long ago."""
+        return _beyond(tokens, [deployment.most_tokens_to_come for deployment in self._open]) is None
 
     def pick(self, tokens: int) -> Deployment:
         """Return the deployment that a request of `tokens` should go to.
@@ -175,6 +199,9 @@ class Pool:
                         return None
                 except RefusedError as no_token:
                     return self.without_credential(deployment, no_token)
+                except NoTokenYetError as delayed:
+                    self.without_token_yet(deployment, delayed)
+                    return None
                 return self._set_aside(deployment, AsideKind.UNAUTHORIZED, error)
             case Refused(error=error):
                 deployment.refusals_in_row += 1
@@ -195,14 +222,34 @@ class Pool:
         info = ErrorInfo(type=ErrorType.AUTHENTICATION, code="no_credential", message=str(error))
         return self._set_aside(deployment, AsideKind.UNAUTHORIZED, info)
 
+    def without_token_yet(self, deployment: Deployment, error: NoTokenYetError) -> None:
+        """Note that a token may be had later: that is an outage of the deployment.
+
+        Raises StoppedEarlyError when nothing was answered for longer than the job allows.
+        """
+        if deployment.outage.begin(self._clock.now()):
+            self._say_outage(deployment, str(error))
+        self._end_if_nobody_answers(str(error))
+
     def answered(self, deployment: Deployment, exchange: Exchange) -> None:
         """Note that a deployment dealt with what a request says; one that was tried again is open again."""
+        now = self._clock.now()
         probing = self._aside.get(deployment)
         if probing is not None and exchange.sent_at >= probing.tried_at:
             del self._aside[deployment]
             self._open = [one for one in self.deployments if one not in self._aside]
             deployment.reopen()
+            self._say(
+                Event.DEPLOYMENT_BACK,
+                Level.INFO,
+                deployment=deployment.name,
+                kind=probing.aside.kind.value,
+                seconds=round(now - probing.since, 3),
+            )
+        since = deployment.outage.since if deployment.outage.on else None
         deployment.answered()
+        if since is not None:
+            self._say(Event.OUTAGE_ENDED, Level.INFO, deployment=deployment.name, seconds=round(now - since, 3))
 
     def failed(self, deployment: Deployment, exchange: Exchange, message: str, *, throttled: bool) -> bool:
         """Note a fault, or a refusal to be waited out; True where it is the service's rather than the row's.
@@ -213,11 +260,24 @@ class Pool:
         if throttled:
             deployment.outage.throttled(self._clock.now())
         elif deployment.failed():
-            self._send_elsewhere(deployment)
+            self._say_outage(deployment, None)
         self._end_if_nobody_answers(message)
         reply = exchange.reply
         nobody_connects = isinstance(reply, NoReply) and reply.kind is NoReplyKind.CONNECT
         return nobody_connects or deployment.outage.explains
+
+    def _say_outage(self, deployment: Deployment, reason: str | None) -> None:
+        """Say that a deployment is away, and let those who wait for it look again."""
+        now, outage = self._clock.now(), deployment.outage
+        self._say(
+            Event.OUTAGE_BEGAN,
+            Level.WARNING,
+            deployment=deployment.name,
+            seconds=round(now - (now if outage.since is None else outage.since), 3),
+            next_probe_s=round(outage.probe_at - now, 3),
+            reason=reason,
+        )
+        self._send_elsewhere(deployment)
 
     def _end_if_nobody_answers(self, message: str) -> None:
         silences = [one.outage.since for one in self._open]
@@ -262,9 +322,15 @@ class Pool:
             if come_back_s is not None:
                 self._aside[deployment].at = now + come_back_s
             return None
-        aside = Aside(deployment=deployment.name, kind=kind, error=error, come_back_s=come_back_s)
+        aside = Aside(
+            deployment=deployment.name,
+            kind=kind,
+            error=error,
+            come_back_s=come_back_s,
+            next_try_s=probe_s if math.isfinite(probe_s) else None,
+        )
         self._open.remove(deployment)
-        self._aside[deployment] = _Probing(aside=aside, pause_s=min(probe_s, LAST_PROBE_S), at=now + probe_s)
+        self._aside[deployment] = _Probing(aside=aside, since=now, pause_s=min(probe_s, LAST_PROBE_S), at=now + probe_s)
         deployment.close()
         return aside
 
@@ -384,6 +450,12 @@ def fixed_headers(spec: DeploymentSpec) -> dict[str, str]:
         if not text.isascii() or not text.isprintable():
             raise RefusedError(f"deployment {spec.name}: the header {name} holds characters that no header may hold")
     return headers
+
+
+def _beyond(tokens: int, most: list[float | None]) -> float | None:
+    """The largest of what quotas hold, where that is known of all and too little."""
+    known = [limit for limit in most if limit is not None]
+    return max(known) if known and len(known) == len(most) and tokens > max(known) else None
 
 
 def _exhaustion(asides: tuple[Aside, ...], *, wall: float) -> PipelineError:

@@ -16,7 +16,7 @@ from uuid import uuid4
 import orjson
 
 from pipeline.clock import Clock
-from pipeline.errors import RefusedError
+from pipeline.errors import NoTokenYetError, RefusedError
 from pipeline.job.availability import DEFAULT_API_VERSION, GENERAL, LAST_PREVIEW
 from pipeline.model import Call, NoReply, Reply, Target
 from pipeline.service.address import Address, Family, address, target
@@ -219,11 +219,10 @@ class _Deployment:
                 scope=spec.scope,
                 credential=spec.credential,
                 clock=self._clock,
-                patience_s=0.0,
             )
             fixed_headers(spec)
             await made.headers()
-        except RefusedError as error:
+        except (RefusedError, NoTokenYetError) as error:
             return None, fail("credentials", str(error), "see docs/identity.md")
         self._secrets = (*self._secrets, *made.secrets)
         return made, self._credential(made, place)

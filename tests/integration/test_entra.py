@@ -18,7 +18,7 @@ import pytest
 import trustme
 
 from pipeline.clock import Clock, SystemClock
-from pipeline.errors import RefusedError
+from pipeline.errors import NoTokenYetError, RefusedError
 from pipeline.run import run_job
 from pipeline.service.address import address
 from pipeline.service.auth import Credentials, credentials
@@ -28,6 +28,8 @@ from tests.in_memory import Bench, Service
 
 pytestmark = pytest.mark.anyio
 SYSTEM = SystemClock()
+SILENT = 0
+"""A status that never comes."""
 PLACE = address(endpoint="https://res.openai.azure.com", deployment="d", api="azure", api_version=None)
 
 
@@ -47,6 +49,9 @@ class Endpoint:
             while True:
                 self.asked.append((await reader.readuntil(b"\r\n\r\n")).decode())
                 status = self.statuses.pop(0) if self.statuses else 200
+                if status == SILENT:
+                    await reader.read()
+                    return
                 answer: dict[str, object] = {"error": "unavailable"}
                 if status == 200:
                     self.issued += 1
@@ -92,6 +97,34 @@ async def identity(
                 auth="entra", address=PLACE, key=None, token=None, scope=None, credential={"type": kind}, clock=clock
             ),
         )
+
+
+@pytest.mark.parametrize("status", [SILENT, 429, 500, 503])
+async def test_an_endpoint_that_is_silent_busy_or_down_is_given_up_for_now_and_asked_again(
+    monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    clock = ManualClock(wall=time.time())
+    async with serving(monkeypatch) as endpoint:
+        endpoint.statuses = [status] * 100
+        made = credentials(
+            auth="entra",
+            address=PLACE,
+            key=None,
+            token=None,
+            scope=None,
+            credential={"type": "managed-identity"},
+            clock=clock,
+            ask_s=0.5,
+        )
+        answers = await asyncio.gather(*(made.headers() for _ in range(64)), return_exceptions=True)
+        assert {type(answer) for answer in answers} == {NoTokenYetError}
+        assert "no Entra token for https://cognitiveservices.azure.com/.default could be had: " in str(answers[0])
+        if status == SILENT:
+            assert "the token endpoint did not answer within 0.5 s" in str(answers[0])
+            assert len(endpoint.asked) == 1
+        endpoint.statuses.clear()
+        clock.advance(2.0)
+        assert (await made.headers())["authorization"] == "Bearer token-1"
 
 
 @pytest.mark.parametrize("kind", ["managed-identity", "default"])
@@ -237,7 +270,7 @@ async def test_who_is_signed_in_to_the_developer_cli_asks(monkeypatch: pytest.Mo
 PRINCIPAL = """
 import asyncio, json, sys
 from pipeline.clock import SystemClock
-from pipeline.errors import RefusedError
+from pipeline.errors import NoTokenYetError, RefusedError
 from pipeline.service.address import address
 from pipeline.service.auth import credentials
 

@@ -16,10 +16,11 @@ import trustme
 from azure.core.credentials import AccessToken
 from azure.core.exceptions import ClientAuthenticationError, ServiceRequestError
 
-from pipeline.errors import RefusedError
+from pipeline.errors import NoTokenYetError, RefusedError
 from pipeline.job.identity import KINDS, credential_problems, kind_name
 from pipeline.service.address import address
 from pipeline.service.auth import (
+    PATIENCE_S,
     Credentials,
     EntraCredentials,
     _ask_to_sign_in,
@@ -119,21 +120,68 @@ async def test_an_endpoint_that_fails_is_asked_again_in_half_a_minute_while_the_
     assert await bearer(credentials) == "Bearer t3"
 
 
-async def test_an_endpoint_that_fails_is_waited_for_when_there_is_no_token() -> None:
-    issuer = Issuer(clock=ManualClock(), failures=[ServiceRequestError("down"), OSError("down"), TimeoutError()])
-    credentials = entra(issuer)
-    async with issuer.clock.autojump():
-        assert await bearer(credentials) == "Bearer t4"
-    assert issuer.clock.now() == 1 + 2 + 4
+def answered(status: int) -> ClientAuthenticationError:
+    """What azure-identity makes of an answer that holds no token."""
+    error = ClientAuthenticationError(f"Authentication failed with {status}")
+    error.status_code = status
+    return error
 
 
-async def test_an_endpoint_that_is_down_for_five_minutes_refuses_the_run() -> None:
-    issuer = Issuer(clock=ManualClock(), failures=[ServiceRequestError("down") for _ in range(100)])
+@pytest.mark.parametrize(
+    "failure",
+    [ServiceRequestError("down"), OSError("down"), TimeoutError("slow"), *map(answered, (408, 429, 500, 503))],
+    ids=["down", "unreachable", "slow", "408", "429", "500", "503"],
+)
+async def test_an_endpoint_that_is_slow_busy_or_down_may_give_a_token_later(failure: Exception) -> None:
+    issuer = Issuer(clock=ManualClock(), failures=[failure, failure])
     credentials = entra(issuer)
-    async with issuer.clock.autojump():
-        with pytest.raises(RefusedError, match="down"):
+    for again_s in (1, 2):
+        answers = await asyncio.gather(*(credentials.headers() for _ in range(64)), return_exceptions=True)
+        assert {type(answer) for answer in answers} == {NoTokenYetError}, "one asking for all"
+        issuer.clock.advance(again_s)
+    assert issuer.asked == 2
+    assert await bearer(credentials) == "Bearer t3"
+
+
+async def test_an_endpoint_that_is_down_is_asked_more_rarely_and_never_taken_for_a_refusal() -> None:
+    issuer = Issuer(clock=ManualClock(), failures=[ServiceRequestError("down") for _ in range(1000)])
+    credentials = entra(issuer)
+    for _ in range(3600):
+        with pytest.raises(NoTokenYetError, match="down"):
             await credentials.headers()
-    assert 300 <= issuer.clock.now() < 340
+        issuer.clock.advance(1)
+    assert 100 <= issuer.asked <= 130
+
+
+@pytest.mark.parametrize("refusal", [ClientAuthenticationError("no"), answered(400), answered(401), ValueError("no")])
+async def test_a_refusal_after_a_token_was_had_is_final_after_five_minutes(refusal: Exception) -> None:
+    issuer = Issuer(clock=ManualClock())
+    credentials = entra(issuer)
+    await credentials.headers()
+    issuer.clock.advance(3600)
+    issuer.failures = [refusal] * 1000
+    began = issuer.clock.now()
+    while issuer.clock.now() - began < PATIENCE_S:
+        with pytest.raises(NoTokenYetError):
+            await credentials.headers()
+        issuer.clock.advance(30)
+    with pytest.raises(RefusedError, match="az login"):
+        await credentials.headers()
+
+
+async def test_a_token_that_was_refused_is_not_sent_again_while_its_successor_is_not_to_be_had() -> None:
+    issuer = Issuer(clock=ManualClock())
+    credentials = entra(issuer)
+    await credentials.headers()
+    issuer.failures = [TimeoutError("slow")]
+    with pytest.raises(NoTokenYetError):
+        await credentials.refused(0)
+    with pytest.raises(NoTokenYetError):
+        await credentials.headers()
+    issuer.clock.advance(1)
+    assert await bearer(credentials) == "Bearer t3"
+    assert credentials.generation == 1
+    assert not await credentials.refused(1), "the successor was refused too"
 
 
 async def test_a_first_credential_that_is_refused_refuses_the_run_at_once() -> None:
@@ -360,10 +408,8 @@ async def test_an_endpoint_that_says_nothing_is_given_up() -> None:
 
         async def close(self) -> None: ...
 
-    credentials = EntraCredentials(
-        make=Silent(clock=ManualClock()), scope="s", clock=ManualClock(), patience_s=0, ask_s=0.01
-    )
-    with pytest.raises(RefusedError, match="the token endpoint said nothing for"):
+    credentials = EntraCredentials(make=Silent(clock=ManualClock()), scope="s", clock=ManualClock(), ask_s=0.01)
+    with pytest.raises(NoTokenYetError, match=r"the token endpoint did not answer within 0.01 s"):
         await credentials.headers()
 
 

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, cast
 import httpx
 import pytest
 
-from pipeline.errors import RefusedError, StoppedEarlyError
+from pipeline.errors import NoTokenYetError, RefusedError, StoppedEarlyError
+from pipeline.log import Event, Level
 from pipeline.model import Call, ErrorInfo, ErrorType, NoReply, NoReplyKind
 from pipeline.pace.retry import Reauthorise, Refused, Spent, Throttle, TooLong
+from pipeline.pace.verdict import ThrottleKind
 from pipeline.service.pool import AsideKind, Pool, open_pool
 from pipeline.testing import ManualClock, MemoryTransport
 
@@ -425,3 +427,121 @@ async def test_what_fits_no_quota_is_known_before_it_is_sent(
         assert pool.too_small_for(tokens) == most
         if most is None and None not in limits:
             assert pool.pick(tokens).name == "1", "the only one that it fits"
+
+
+class Heard:
+    """Keeps the events that a pool says."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.events: list[tuple[Event, Level, dict[str, object]]] = []
+        pool.listen(self._hear)
+
+    def _hear(self, event: Event, level: Level, **fields: object) -> None:
+        self.events.append((event, level, fields))
+
+
+async def test_an_outage_is_said_when_it_begins_and_when_it_ends() -> None:
+    clock = ManualClock()
+    spec = job(Spec(name="a", requests_per_minute=1e6))
+    async with open_pool(spec, clock=clock, random=lambda: 0.0, transport=transport(clock)) as pool:
+        heard, (deployment,) = Heard(pool), pool.deployments
+        assert deployment.try_leave(10)
+        exchange = await deployment.send(CALL)
+        for _ in range(25):
+            pool.failed(deployment, exchange, "busy", throttled=False)
+            clock.advance(2.0)
+        assert [(event, level) for event, level, _ in heard.events] == [(Event.OUTAGE_BEGAN, Level.WARNING)]
+        assert heard.events[0][2] == {"deployment": "a", "seconds": 38.0, "next_probe_s": 1.0, "reason": None}
+        pool.answered(deployment, exchange)
+        pool.answered(deployment, exchange)
+        assert heard.events[1:] == [(Event.OUTAGE_ENDED, Level.INFO, {"deployment": "a", "seconds": 50.0})]
+
+
+async def test_a_deployment_that_takes_requests_again_is_said_to_be_back() -> None:
+    clock = ManualClock()
+    spec = job(*(Spec(name=name, requests_per_minute=1e6) for name in "ab"))
+    async with open_pool(spec, clock=clock, random=lambda: 0.0, transport=transport(clock)) as pool:
+        heard, (first, _) = Heard(pool), pool.deployments
+        assert first.try_leave(10)
+        exchange = await first.send(CALL)
+        asides = [await pool.heed(first, Refused(error=ERROR), exchange) for _ in range(3)]
+        assert asides[2] is not None
+        assert (asides[2].next_try_s, asides[2].come_back_s) == (60.0, None)
+        clock.advance(61.0)
+        assert pool.pick(10) is first
+        assert first.try_leave(10)
+        pool.answered(first, await first.send(CALL))
+        assert heard.events == [
+            (Event.DEPLOYMENT_BACK, Level.INFO, {"deployment": "a", "kind": "refused", "seconds": 61.0})
+        ]
+
+
+async def test_an_account_that_is_spent_has_no_next_try() -> None:
+    clock = ManualClock()
+    async with open_pool(
+        job(Spec(name="a"), Spec(name="b")), clock=clock, random=lambda: 0.0, transport=transport(clock)
+    ) as pool:
+        first, _ = pool.deployments
+        assert first.try_leave(10)
+        aside = await pool.heed(first, Spent(error=ERROR), await first.send(CALL))
+        assert aside is not None
+        assert aside.next_try_s is None
+
+
+async def test_a_token_that_may_be_had_later_is_an_outage_of_its_deployment() -> None:
+    clock = ManualClock()
+    spec = job(*(Spec(name=name, requests_per_minute=1e6) for name in "ab"))
+    async with open_pool(spec, clock=clock, random=lambda: 0.0, transport=transport(clock)) as pool:
+        heard, (first, second) = Heard(pool), pool.deployments
+        for _ in range(3):
+            pool.without_token_yet(first, NoTokenYetError("the token endpoint did not answer"))
+        (said,) = heard.events
+        assert (said[0], said[2]["reason"]) == (Event.OUTAGE_BEGAN, "the token endpoint did not answer")
+        assert names(pool, count=3) == ["b", "b", "b"]
+        clock.advance(10_000)
+        pool.without_token_yet(first, NoTokenYetError("no"))
+        pool.without_token_yet(second, NoTokenYetError("no"))
+        clock.advance(1801)
+        with pytest.raises(StoppedEarlyError, match=r"run.max_outage \(no"):
+            pool.without_token_yet(second, NoTokenYetError("no"))
+
+
+async def test_a_quota_that_was_lowered_may_hold_a_row_later_for_half_an_hour() -> None:
+    clock = ManualClock()
+    named = ["1000"]
+    service = MemoryTransport(lambda _: httpx.Response(200, headers={"x-ratelimit-limit-tokens": named[0]}))
+    async with open_pool(job(Spec(name="a")), clock=clock, random=lambda: 0.0, transport=service) as pool:
+        (deployment,) = pool.deployments
+        for limit, fits, later in (("1000", True, True), ("500", False, True), ("400", False, True)):
+            named[0] = limit
+            assert deployment.try_leave(10)
+            await deployment.send(CALL)
+            clock.advance(60.0)
+            assert (pool.too_small_for(800) is None, pool.may_fit_later(800)) == (fits, later)
+            assert not pool.may_fit_later(1001)
+        clock.advance(1800.0)
+        assert not pool.may_fit_later(800)
+        named[0] = "1000"
+        assert deployment.try_leave(10)
+        await deployment.send(CALL)
+        assert pool.too_small_for(800) is None
+
+
+async def test_provisioned_throughput_that_is_busy_sends_requests_on_now_and_has_them_back_after_its_hint() -> None:
+    clock = ManualClock()
+    spec = job(
+        Spec(name="provisioned", priority=0),
+        Spec(name="standard", priority=1, requests_per_minute=1e6),
+    )
+    busy = Throttle(hint_s=2.5, error=ERROR, kind=ThrottleKind.UTILIZATION)
+    async with open_pool(spec, clock=clock, random=lambda: 0.0, transport=transport(clock)) as pool:
+        first, second = pool.deployments
+        assert pool.pick(10) is first
+        assert first.try_leave(10)
+        exchange = await first.send(CALL)
+        waiting = asyncio.create_task(first.leave(10))
+        assert await pool.heed(first, busy, exchange) is None
+        assert pool.pick(10) is second, "at once, rather than wait for the hint"
+        clock.advance(2.6)
+        assert pool.pick(10) is first
+        waiting.cancel()
