@@ -275,7 +275,8 @@ class Admission:
         """Close the gate (see Gate.pause), and cut the rate where the refusal gives reason; True where none is known.
 
         A refusal that names a limit cuts that one; but where replies name its size, to which we keep, one or two within
-        ten seconds are chance: a timer was late, or a way longer. Others cut the tighter one (tokens where machines are
+        ten seconds are chance: a timer was late, or a way longer; and so where no limit is known and no wait is asked
+        for. Others cut the tighter one (tokens where machines are
         provisioned) from a tenth, and three, of the last ten seconds' requests on. True means that there is reason, but
         no rate.
         """
@@ -283,16 +284,15 @@ class Admission:
         for window, amount in ((self._refused, 1.0), (self._refused_tokens, tokens)):
             window.take(now, amount)
             window.sum(now)
-        refused = self._refused.sum(now)
         match kind:
             case ThrottleKind.TOKENS:
-                if self._tokens.offered is None or refused >= REFUSED_LEAST:
+                if self._is_meant(now, self._tokens, hint_s):
                     self._cut_tokens(now, hint_s, sent_at=sent_at, tokens=tokens, kind=kind)
             case ThrottleKind.REQUESTS:
-                if self._requests.offered is None or refused >= REFUSED_LEAST:
+                if self._is_meant(now, self._requests, hint_s):
                     self._cut_requests(now, hint_s, sent_at=sent_at, kind=kind)
             case _:
-                if refused < max(REFUSED_LEAST, REFUSED_SHARE * self._recent.sum(now)):
+                if not self._are_many(now):
                     return False
                 if not self.is_known and kind is not ThrottleKind.UTILIZATION:
                     return True
@@ -301,6 +301,15 @@ class Admission:
                 else:
                     self._cut_requests(now, hint_s, sent_at=sent_at, kind=kind)
         return False
+
+    def _are_many(self, now: float) -> bool:
+        return self._refused.sum(now) >= max(REFUSED_LEAST, REFUSED_SHARE * self._recent.sum(now))
+
+    def _is_meant(self, now: float, quota: Quota, hint_s: float | None) -> bool:
+        """Whether a refusal that names a limit is believed to be for it."""
+        if quota.offered is not None:
+            return self._refused.sum(now) >= REFUSED_LEAST
+        return quota.paced is not None or hint_s is not None or self._are_many(now)
 
     def overloaded(self, now: float) -> None:
         """Cut what is known of the rates once: the deployment fails more than retries can mend."""

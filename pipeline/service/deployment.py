@@ -299,6 +299,7 @@ class Deployment:
         self.closed = False
         self._admission.reopen(self._clock.now())
         self._concurrency.restart()
+        self._budget = RetryBudget()  # what failed while it was away says nothing of its load
         self._rearm(self._clock.now(), at_once=True)
 
     def refused(

@@ -13,7 +13,7 @@ from itertools import pairwise
 import httpx
 
 from pipeline.clock import Clock
-from pipeline.errors import PipelineError
+from pipeline.errors import NoTokenYetError, PipelineError, RefusedError
 from pipeline.model import Call
 from pipeline.pace.admission import Admission
 from pipeline.pace.retry import Done, Fail, History, Retry, RetryRules, decide
@@ -184,7 +184,9 @@ class Stated:
     leave: float = 0.0
 
 
-def open_deployment(name: str, azure: Azure, stated: Stated, *, clock: Clock, workers: int) -> Deployment:
+def open_deployment(
+    name: str, azure: Azure, stated: Stated, *, clock: Clock, workers: int, credentials: Credentials | None = None
+) -> Deployment:
     """Make a deployment that sends to a modelled one."""
     place = address(endpoint=f"https://{name}.openai.azure.com", deployment=name, api="azure", api_version="v")
     return Deployment(
@@ -192,7 +194,7 @@ def open_deployment(name: str, azure: Azure, stated: Stated, *, clock: Clock, wo
         target=target(place, model="m"),
         address=place,
         wire=Wire(azure, clock=clock, owned=False),
-        credentials=Credentials({}),
+        credentials=credentials or Credentials({}),
         admission=Admission(
             requests_per_minute=stated.requests_per_minute,
             tokens_per_minute=stated.tokens_per_minute,
@@ -231,6 +233,7 @@ class Workers:
     rows: int = 0
     failed: int = 0
     ended: PipelineError | None = None
+    decisions: list[str] = field(default_factory=list)
 
     async def run(self, costs: Sequence[int]) -> Ran:
         """Send a row of each cost."""
@@ -267,14 +270,18 @@ class Workers:
             deployment = self.pool.pick(call.tokens)
             if not await deployment.leave(call.tokens, again=again, retry=retry):
                 continue
-            exchange = await deployment.send(call)
+            exchange = await self._send(deployment, call)
+            if exchange is None:
+                continue
             verdict = classify(exchange.reply)
             again, retry = True, isinstance(verdict, Transient | BadReply)
             history = history.after(verdict)
             explained = self._tell(deployment, exchange, verdict)
             if deployment.outage.on:
                 history = History()
-            match decide(verdict, history, self.rules, random=self._chance):
+            decision = decide(verdict, history, self.rules, random=self._chance)
+            self.decisions.append(f"{self.clock.now():.6f} {deployment.name} {decision}")
+            match decision:
                 case Done():
                     return True
                 case Fail() if not explained:
@@ -285,6 +292,15 @@ class Workers:
                     await self.clock.sleep(after_s)
                 case notice:
                     await self.pool.heed(deployment, notice, exchange)
+
+    async def _send(self, deployment: Deployment, call: Call) -> Exchange | None:
+        try:
+            return await deployment.send(call)
+        except RefusedError as error:
+            self.pool.without_credential(deployment, error)
+        except NoTokenYetError as error:
+            self.pool.without_token_yet(deployment, error)
+        return None
 
     def _tell(self, deployment: Deployment, exchange: Exchange, verdict: Verdict) -> bool:
         if isinstance(verdict, Answered | RowRefused):

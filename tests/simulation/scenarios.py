@@ -9,9 +9,10 @@ import asyncio
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 
@@ -23,6 +24,7 @@ from pipeline.clock import Clock
 from pipeline.service.pool import Pool
 from pipeline.testing import ManualClock
 
+T = TypeVar("T")
 IDEAL_S = 600.0
 SETTLED_S = 60.0
 """The first minute is left out where use is measured."""
@@ -125,16 +127,22 @@ def _measured(scenario: Scenario, azures: dict[str, Azure], ran: Ran) -> Measure
 def measure_virtually(scenario: Scenario) -> Measured:
     """Run a scenario in virtual time."""
 
-    async def run() -> Measured:
-        clock = ManualClock()
-        measuring = asyncio.create_task(measure(scenario, clock))
-        await _turn(clock, until=measuring)
-        return measuring.result()
+    clock = ManualClock()
+    return virtually(clock, lambda: measure(scenario, clock))
+
+
+def virtually(clock: ManualClock, work: Callable[[], Coroutine[None, None, T]]) -> T:
+    """Do some work by a clock that jumps whenever everybody waits."""
+
+    async def run() -> T:
+        working = asyncio.create_task(work())
+        await _turn(clock, until=working)
+        return working.result()
 
     return asyncio.run(run())
 
 
-async def _turn(clock: ManualClock, *, until: asyncio.Task[Measured]) -> None:
+async def _turn(clock: ManualClock, *, until: asyncio.Task[T]) -> None:
     """Jump to the next moment that somebody waits for whenever nobody can run.
 
     As `ManualClock.autojump`, but it asks the loop rather than each task, so a jump costs the same with any number.
