@@ -44,9 +44,14 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        """FILE:LINE:COL: path.to.field: what is wrong."""
+        """FILE:LINE:COL: path.to.field: what is wrong. One line, in which nothing foreign moves a cursor."""
         place = self.file if self.line is None else f"{self.file}:{self.line}:{self.column}"
-        return f"{place}: {self.path}: {self.message}" if self.path else f"{place}: {self.message}"
+        text = f"{place}: {self.path}: {self.message}" if self.path else f"{place}: {self.message}"
+        if text.isprintable():
+            return text
+        return "".join(
+            one if one.isprintable() else one.encode("unicode_escape", "backslashreplace").decode() for one in text
+        )
 
 
 class JobFileError(PipelineError):

@@ -22,6 +22,7 @@ Mark = tuple[int, int]
 
 _UNMARKED = (0, 0)  # the place of a value that came from the command line
 _TEMPLATE = re.compile(r"\s*\{[{%#]")
+_INDEX = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(slots=True)
@@ -310,7 +311,7 @@ def _put(data: dict[str, Any], path: FieldPath, value: Any) -> bool:
 
 
 def _override_path(data: dict[str, Any], name: str) -> FieldPath:
-    parts: list[str | int] = [int(part) if part.isdecimal() else part for part in name.split(".")]
+    parts: list[str | int] = [int(part) if _INDEX.fullmatch(part) else part for part in name.split(".")]
     deployments = data.get("deployments")
     if len(parts) > 1 and parts[0] == "deployments" and isinstance(parts[1], str) and isinstance(deployments, list):
         for index, deployment in enumerate(deployments):

@@ -240,7 +240,8 @@ def _read_answer(reply: Reply, *, streamed: bool) -> _Answer:
 def _failure(root: Mapping[str, Any]) -> ErrorInfo:
     """Why a response failed. Raises ReplyError where the service is at fault, or gives no reason."""
     error = root.get("error")
-    said = error_info(Reply(status=200, headers={}, body=orjson.dumps({"error": error}), latency_ms=0))
+    body = f'{{"error":{write_json(error)}}}'.encode()
+    said = error_info(Reply(status=200, headers={}, body=body, latency_ms=0))
     if type(error) is not dict or not error.get("code") or said.code in _TRANSIENT_CODES:
         raise ReplyError(code="bad_reply", message=f"the response failed: {said.code}: {said.message}")
     return ErrorInfo(type=ErrorType.BAD_REQUEST, code=said.code, message=said.message, http_status=200)

@@ -227,8 +227,15 @@ def _read_object(error: dict[str, Any]) -> tuple[str, str, str]:
     for name in ("message", "detail", "error_description", "title"):
         said = error.get(name)
         if said:
-            return code, plain(said if isinstance(said, str) else orjson.dumps(said).decode()), param
+            return code, plain(said if isinstance(said, str) else _as_json(said)), param
     return code, "", param
+
+
+def _as_json(value: Any) -> str:
+    try:
+        return orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:  # it reads deeper than it writes
+        return ""
 
 
 def _code(value: Any) -> str:
