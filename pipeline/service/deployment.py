@@ -19,6 +19,7 @@ from pipeline.pace.verdict import ThrottleKind
 from pipeline.service.address import Address
 from pipeline.service.auth import Credentials
 from pipeline.service.headers import rate_limits, reply_ids
+from pipeline.service.quoted import Hider, hider
 from pipeline.service.wire import Wire
 
 TICK_S = 0.005
@@ -115,8 +116,7 @@ class Deployment:
         self._wire = wire
         self._admission = admission
         self._headers = dict(headers)
-        # Longest first, so that a secret within another leaves nothing of it behind.
-        self._secrets = tuple(sorted((secret for secret in secrets if secret), key=len, reverse=True))
+        self._secrets = secrets
         self._timeout_s = timeout_s
         self._clock = clock
         self._random = random
@@ -251,7 +251,7 @@ class Deployment:
         if isinstance(reply, Reply):
             reply = self._unquoted(reply)
             self._observe(reply, mark, generation)
-            ids = reply_ids(reply.headers)
+            ids = self._hider().ids(reply_ids(reply.headers))
             request_id, apim_request_id, region = ids.request_id, ids.apim_request_id, ids.region
         if blocked:
             self._rearm(self._clock.now(), at_once=True)
@@ -271,17 +271,15 @@ class Deployment:
         """The reply, in whose refusal no secret is quoted: its body may be kept with the row."""
         if reply.status < 300:  # noqa: PLR2004 - success; an answer is the model's own
             return reply
-        body = reply.body
-        for secret in (*self._secrets, *self.credentials.secrets):
-            body = body.replace(secret.encode(), b"***")
-        return reply if body is reply.body else replace(reply, body=body)
+        return self._hider().reply(reply)
 
     def redacted(self, error: ErrorInfo) -> ErrorInfo:
         """The error without the deployment's secrets: some services quote the key that they refuse."""
-        message = error.message
-        for secret in (*self._secrets, *self.credentials.secrets):
-            message = message.replace(secret, "***")
-        return error if message == error.message else replace(error, message=message)
+        hide = self._hider().text
+        return replace(error, code=hide(error.code), message=hide(error.message))
+
+    def _hider(self) -> Hider:
+        return hider((*self._secrets, *self.credentials.secrets))
 
     def answered(self) -> None:
         """Note that it dealt with what a request says."""

@@ -7,9 +7,6 @@ headers' names, nor where a service quotes them.
 
 from __future__ import annotations
 
-import base64
-import functools
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,13 +14,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from pipeline.clock import Clock
 from pipeline.errors import StorageError
 from pipeline.log import Event, EventLog, Level, Listener
 from pipeline.model import NoReply, Reply
 from pipeline.service.headers import reply_ids
+from pipeline.service.quoted import hider
 from pipeline.service.wire import Transport, Wire
 
 REDACTED = "REDACTED"
@@ -197,7 +195,7 @@ class HttpLog:
         secrets: tuple[str, ...],
         **facts: Any,
     ) -> None:
-        hide = _hider((*secrets, *_credentials_of(sent)))
+        hide = hider((*secrets, *_credentials_of(sent)), REDACTED).text
         level = self.rules.level
         fields: dict[str, Any] = {
             "deployment": place,
@@ -312,25 +310,3 @@ def _credentials_of(headers: Mapping[str, str]) -> tuple[str, ...]:
     """The credentials that went with a request, wherever its reply quotes them; also without the word before."""
     values = [value for name, value in headers.items() if name.lower() in NEVER]
     return tuple({part for value in values for part in (value, value.partition(" ")[2]) if part})
-
-
-@functools.lru_cache(maxsize=64)
-def _hider(secrets: tuple[str, ...]) -> Callable[[str], str]:
-    """Return what replaces secrets, written plainly, as JSON, in a URL or in base64."""
-    forms = {form for secret in secrets for form in _forms(secret)}
-    if not forms:
-        return lambda text: text
-    # Longest first, so that a secret within another leaves nothing of it behind.
-    pattern = re.compile("|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True)))
-    return lambda text: pattern.sub(REDACTED, text)
-
-
-def _forms(secret: str) -> Iterator[str]:
-    text = secret.strip()
-    if not text:
-        return
-    yield text
-    yield json.dumps(text)[1:-1]
-    yield quote(text, safe="")
-    for encode in (base64.b64encode, base64.urlsafe_b64encode):
-        yield encode(text.encode()).decode().rstrip("=")

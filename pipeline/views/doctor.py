@@ -24,6 +24,7 @@ from pipeline.service.auth import Credentials, credentials, default_scope
 from pipeline.service.classify import error_info
 from pipeline.service.headers import RateLimits, rate_limits, reply_ids
 from pipeline.service.pool import fixed_headers, secrets_of
+from pipeline.service.quoted import hider
 from pipeline.service.reach import NotReachedError, Reached, reach
 from pipeline.service.wire import Wire, default_transport
 from pipeline.store.disk import file_system, free_bytes, is_network
@@ -315,23 +316,19 @@ class _Deployment:
     def _answer(self, reply: Reply | NoReply, what: str) -> Finding:
         if isinstance(reply, NoReply):
             return fail("service", f"{what}: {reply.message}", "check the network, the proxy and `endpoint`")
+        hidden = hider(tuple(self._secrets))
         took = f"{what}: {reply.status} in {reply.latency_ms:.0f} ms"
         if reply.status < HTTPStatus.MULTIPLE_CHOICES:
-            region = reply_ids(reply.headers).region
+            region = hidden.ids(reply_ids(reply.headers)).region
             return ok("service", took if region is None else f"{took}, region {region}")
-        info = error_info(reply)
-        said = f"{took}: {info.code}: {self._redacted(info.message)}"
-        ids = reply_ids(reply.headers)
+        info = error_info(hidden.reply(reply))
+        said = f"{took}: {info.code}: {info.message}"
+        ids = hidden.ids(reply_ids(reply.headers))
         identity = ids.apim_request_id or ids.request_id
         said += f" (request {identity})" if identity else ""
         advice = advice_on(reply.status, info.code, auth=self._spec.auth)
         status = Status.WARN if reply.status in {408, 409, 429} or reply.status >= 500 else Status.FAIL  # noqa: PLR2004 - passing
         return Finding(status=status, check="service", message=said, advice=advice)
-
-    def _redacted(self, message: str) -> str:
-        for secret in sorted(filter(None, self._secrets), key=len, reverse=True):
-            message = message.replace(secret, "***")
-        return message
 
 
 def advice_on(status: int, code: str, *, auth: str) -> str:
