@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.model import BadRow, ErrorInfo, ErrorType, Row
@@ -204,7 +205,8 @@ class _FileReader:
                 if skip >= batch.num_rows:
                     skip -= batch.num_rows
                     continue
-                yield self._plain(batch.slice(skip))
+                for piece in _decodable(batch.slice(skip)):
+                    yield self._plain(piece)
                 skip = 0
 
     def _group(self, group: int) -> Iterator[pa.RecordBatch]:
@@ -238,6 +240,27 @@ class _FileReader:
             array = plain_array(batch.column(batch.schema.get_field_index(field.name)))
             arrays.append(array if array.type == field.type else array.cast(field.type))
         return record_batch(arrays, self._schema, rows=batch.num_rows)
+
+
+def _decodable(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Cut a batch so that its dictionaries, written out, take no more memory than other columns may."""
+    rows = batch.num_rows
+    for column in batch.columns:
+        if pa.types.is_dictionary(column.type):
+            rows = min(rows, max(1, _DECODED_BYTES // max(1, _largest(column.dictionary))))
+    for start in range(0, batch.num_rows, max(1, rows)):
+        yield batch.slice(start, rows)
+
+
+def _largest(values: pa.Array[Any]) -> int:
+    """At most how many bytes the largest of these values has."""
+    if pa.types.is_primitive(values.type) or not len(values):
+        return 8
+    try:
+        longest = pc.max(pc.binary_length(values)).as_py()
+    except pa.ArrowNotImplementedError:
+        longest = values.nbytes
+    return int(longest or 1)
 
 
 def _opened(file: InputFile) -> pq.ParquetFile:

@@ -1,10 +1,13 @@
 """Hostile job files and hostile rows: nothing is run, nothing grows without bound, no secret is shown."""
 
+import json
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.errors import TemplateError
 from pipeline.job.load import Draft, read
@@ -251,3 +254,14 @@ def test_a_message_does_not_quote_the_row() -> None:
     with pytest.raises(TemplateError) as caught:
         compile_request({"a": "{{ x | int(base=99) + x }}"}).render({"x": CANARY})
     assert CANARY not in caught.value.message
+
+
+@given(value=st.text(max_size=40) | st.lists(st.text(max_size=5), max_size=3) | st.sampled_from(HOSTILE))
+@settings(deadline=None, derandomize=True, max_examples=100)
+def test_whatever_a_row_says_the_template_does_the_same(value: Any) -> None:
+    """The text around a value stands, the value stands in it once, and nothing of it was computed."""
+    source = "<{{ x }}|{% if x is string %}text{% else %}other{% endif %}|{{ [x] | tojson }}>"
+    body = compile_request({"a": source}).render({"x": value})
+    printed = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    kind = "text" if isinstance(value, str) else "other"
+    assert body["a"] == f"<{printed}|{kind}|{json.dumps([value], ensure_ascii=False)}>"

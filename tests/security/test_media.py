@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import httpx
 import pytest
 from in_memory import Bench
 
+from pipeline.errors import MediaError
+from pipeline.media.files import find_media
 from pipeline.testing import MemoryTransport
 
 CANARY = b"canary-of-another-file"
@@ -119,3 +122,41 @@ async def test_a_url_that_leads_inside_or_holds_too_much_is_a_media_error(tmp_pa
     types = [row["error"]["type"] for row in bench.table()]
     assert types == ["MediaError"] * (len(URLS) - 1) + ["TemplateError"]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600_000
+
+
+def test_a_folder_that_is_swapped_for_a_link_meanwhile_is_never_read_through(tmp_path: Path) -> None:
+    """A neighbour swaps a folder below the root for a link to a secret and back, as fast as it can."""
+    root, outside = tmp_path / "media", tmp_path / "outside"
+    for folder, content in ((root / "real", WAV), (outside, CANARY * 4)):
+        folder.mkdir(parents=True)
+        (folder / "a.wav").write_bytes(content)
+    (root / "link").symlink_to(outside)
+    (root / "name").symlink_to(outside)
+    done = threading.Event()
+
+    def swap() -> None:
+        turn = 0
+        while not done.is_set():
+            turn += 1
+            source = root / f"next{turn}"
+            if turn % 2:
+                source.mkdir()
+                (source / "a.wav").write_bytes(WAV)
+            else:
+                source.symlink_to(outside)
+            (root / "name").rename(root / f"old{turn}")
+            source.rename(root / "name")
+
+    thread = threading.Thread(target=swap)
+    thread.start()
+    seen: set[bytes | str] = set()
+    try:
+        for _ in range(1500):
+            try:
+                seen.add(find_media(root, "name/a.wav", max_bytes=1000).read())
+            except MediaError as error:
+                seen.add(error.code)
+    finally:
+        done.set()
+        thread.join()
+    assert seen <= {WAV, "path", "not_found", "changed", "unreadable"}
