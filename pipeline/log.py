@@ -38,6 +38,8 @@ class Event(StrEnum):
     RUN_ENDED = "run_ended"
     INPUT_GREW = "input_grew"
     STRAY_PART_REMOVED = "stray_part_removed"
+    REPAIRED = "repaired"
+    REPAIR_ENDED = "repair_ended"
     ATTEMPT = "attempt"
     ROW_FAILED = "row_failed"
     PACK_SPLIT = "pack_split"

@@ -32,19 +32,20 @@ from pipeline.log import Event, EventLog, Level, Listener
 from pipeline.operations.base import Fetching, result_columns
 from pipeline.pace.retry import RetryRules
 from pipeline.plan.plan import Plan
-from pipeline.plan.ranges import PlanRules, carried_schema, check_input, columns_read, plan_rules
+from pipeline.plan.ranges import PlanRules, carried_schema, check_input, claim_ids, columns_read, plan_rules
 from pipeline.service.fetch import Fetcher, open_fetcher
 from pipeline.service.http_log import HttpLog, HttpLogRules, open_http_log
 from pipeline.service.pool import open_pool
 from pipeline.sources import open_source
 from pipeline.store.ballast import Ballast
-from pipeline.store.batch_lines import write_batch_lines
+from pipeline.store.batch_lines import ERRORS, OUTPUT, write_batch_lines
 from pipeline.store.disk import file_system, free_bytes, is_network, needed_bytes
 from pipeline.store.earlier import Earlier, earlier, note_run
 from pipeline.store.files import storage
 from pipeline.store.folder import Layout, hold_folder, remove_strays
-from pipeline.store.ids import IdTable
+from pipeline.store.ids import IdTable, rebuilt_ids
 from pipeline.store.journal import Journal, JournalReader, Span
+from pipeline.store.repair import Repaired, end_repair, refuse_damage, repair_folder
 from pipeline.store.summary import Summary, write_summary
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ SUMMARY_EVERY_S = 1.0
 class RunOptions:
     """What an invocation adds to the job. `limit`: only rows with ordinals below it. `fresh`: move an old run aside.
 
+    `repair`: verify the folder first and rebuild what is damaged from what is whole.
     `signals`: the process is the run's own: SIGINT, SIGTERM and SIGHUP end it cleanly, and one that is stuck is ended;
     only in the main thread. `http_log`: what is written of requests
     and replies, to a file of its own and to the listener.
@@ -67,6 +69,7 @@ class RunOptions:
 
     limit: int | None = None
     fresh: bool = False
+    repair: bool = False
     signals: bool = False
     http_log: HttpLogRules | None = None
 
@@ -91,6 +94,8 @@ async def run_job(
     """
     clock = clock or SystemClock()
     layout = Layout(job.output.path)
+    now = datetime.fromtimestamp(clock.wall(), UTC)
+    repaired = await _repaired(job, layout, now, options)
     # A journal that is damaged must not stand in the way of a fresh start.
     before = None if options.fresh else earlier(layout)
     # While no row is ok, a changed job is simply a new start.
@@ -103,7 +108,7 @@ async def run_job(
     problems = check_columns(job, source.schema.names, result_columns=result_columns(operation))
     if problems and source.schema.names:
         raise JobFileError(problems)
-    with hold_folder(layout.root, fresh=fresh, now=datetime.fromtimestamp(clock.wall(), UTC)):
+    with hold_folder(layout.root, fresh=fresh, now=now):
         if earlier(layout) != known:
             raise FolderHeldError(f"another run has just used {layout.root}; run the same command again")
         log = EventLog(path=layout.log, listener=listener, wall=clock.wall)
@@ -118,6 +123,7 @@ async def run_job(
             dice=dice,
             watcher=watcher,
             leave=os._exit if options.signals else None,
+            repaired=repaired,
         )
         http = open_http_log(options.http_log, path=layout.http_log, listener=listener, wall=clock.wall, log=log)
         try:
@@ -142,6 +148,7 @@ class _Run:
     dice: Callable[[], float]
     watcher: Callable[[Summary], None] | None
     leave: Callable[[int], object] | None
+    repaired: Repaired | None = None
     stop: Stop = field(default_factory=Stop)
     http_log: HttpLog | None = None
     sealing: Sealing | None = None
@@ -199,8 +206,6 @@ class _Run:
                     rules=SealRules(
                         carried=carried_schema(self.source, self.rules),
                         compression=job.output.compression,
-                        fingerprint=change.fingerprint(job),
-                        variants=variants,
                     ),
                     schema=lane.schema,
                     completed=to_seal,
@@ -309,6 +314,7 @@ class _Run:
 
     async def _begin(self, journal: Journal, known: Earlier | None, variants: dict[str, object]) -> None:
         """Note what the run is, and make sure that it is still the same input."""
+        self._tell_repair()
         files = [[str(file.path), file.size, file.mtime_ns, file.inode] for file in self.source.files]
         with journal.reader() as reader:
             for name in remove_strays(self.layout, reader):
@@ -320,6 +326,8 @@ class _Run:
                     lambda: check_input(self.source, reader, values=values, carried=self.rules.carried)
                 )
                 self.log.emit(Event.INPUT_GREW)
+            if self.repaired is not None and self.repaired.ids_gone:
+                await anyio.to_thread.run_sync(self._claim_ids, reader)
         await note_run(journal, job=self.job, schema=self.source.schema, files=files, variants=variants)
         self.log.emit(
             Event.RUN_RESUMED if known is not None else Event.RUN_STARTED,
@@ -328,6 +336,31 @@ class _Run:
             done=journal.totals.ok + journal.totals.failed,
             workers=self.job.run.workers,
         )
+
+    def _tell_repair(self) -> None:
+        """Say what was repaired, and what it costs, before anything is sent."""
+        if self.repaired is None:
+            return
+        mended = self.repaired.mended
+        for one in mended:
+            self.log.emit(Event.REPAIRED, Level.WARNING, file=one.file, what=one.what, rows_again=one.rows)
+        known = [one.rows for one in mended if one.rows is not None]
+        self.log.emit(
+            Event.REPAIR_ENDED,
+            Level.WARNING if mended else Level.INFO,
+            repaired=len(mended),
+            rows_again=sum(known) if len(known) == len(mended) else None,
+        )
+
+    def _claim_ids(self, reader: JournalReader) -> None:
+        """Make the table of ids anew from the input, once that is known to be the same."""
+        column, parts = self.job.input.id, reader.parts()
+        if column is not None and parts:
+            values = columns_read(self.operation, self.rules)
+            check_input(self.source, reader, values=values, carried=self.rules.carried)
+            with rebuilt_ids(self.layout.ids) as ids:
+                claim_ids(self.source, ids, column=column, end=parts[-1].last + 1)
+        end_repair(self.layout)
 
     async def _finish(self, sealing: Sealing) -> None:
         """Leave what is finished readable, unless the disk itself is what failed."""
@@ -340,12 +373,12 @@ class _Run:
 
     async def _write_batch_lines(self, journal: Journal) -> None:
         """Write the Batch API's result lines of a run that is complete."""
+        layout = self.layout
         with journal.reader() as reader:
-            parts = [self.layout.part(part.name) for part in reader.parts()]
+            parts = [layout.part(part.name) for part in reader.parts()]
         try:
-            await anyio.to_thread.run_sync(
-                lambda: write_batch_lines(self.layout.root, parts, id_column=self.job.input.id)
-            )
+            await anyio.to_thread.run_sync(lambda: write_batch_lines(layout.root, parts, id_column=self.job.input.id))
+            await journal.keep_files([layout.written(layout.root / name) for name in (OUTPUT, ERRORS)])
         except PipelineError as error:
             self.stop.request(error)
 
@@ -394,6 +427,16 @@ class _Run:
         self.stop.request(
             StoppedEarlyError(f"run.deadline of {deadline_s:g} s passed; run the same command again to continue")
         )
+
+
+async def _repaired(job: Job, layout: Layout, now: datetime, options: RunOptions) -> Repaired | None:
+    """Repair the folder where that is asked for; else refuse one that is damaged in a way that would cost rows."""
+    if options.fresh:
+        return None
+    if not options.repair:
+        refuse_damage(layout, has_ids=job.input.id is not None)
+        return None
+    return await anyio.to_thread.run_sync(lambda: repair_folder(layout, job=change.semantic(job), now=now))
 
 
 def _open_source(job: Job, known: Earlier | None) -> Source:

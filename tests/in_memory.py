@@ -133,11 +133,18 @@ class Bench:
             operations=operations.names(),
         )
 
-    async def run(self, service: httpx.AsyncBaseTransport, *, limit: int | None = None, fresh: bool = False) -> Summary:
+    async def run(
+        self,
+        service: httpx.AsyncBaseTransport,
+        *,
+        limit: int | None = None,
+        fresh: bool = False,
+        repair: bool = False,
+    ) -> Summary:
         """Run, or continue, with no chance in back-offs."""
         return await run_job(
             self.job(),
-            options=RunOptions(limit=limit, fresh=fresh),
+            options=RunOptions(limit=limit, fresh=fresh, repair=repair),
             dice=lambda: 0.0,
             transport=service,
             listener=self.events.append,

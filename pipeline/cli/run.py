@@ -52,6 +52,9 @@ def _detail(_: click.Context, parameter: click.Parameter, value: str | None) -> 
 @click.option("--deadline", metavar="TIME", help="Stop cleanly after this long, such as 2h (run.deadline).")
 @click.option("--fail-on", metavar="WHEN", help="When failed rows make the exit code 1: any, never or a share (5%).")
 @click.option("--fresh", is_flag=True, help="Begin anew; the old output folder is moved aside, never deleted.")
+@click.option(
+    "--repair", is_flag=True, help="Verify the output folder first; rebuild what is damaged, ask again what is gone."
+)
 @json_option
 @click.option(
     "--progress",
@@ -90,6 +93,7 @@ def command(
     deadline: str | None,
     fail_on: str | None,
     fresh: bool,
+    repair: bool,
     as_json: bool,
     progress: str,
     log_format: str,
@@ -105,6 +109,8 @@ def command(
     keep_memory_small()
     if simulate_speed is not None and not simulate:
         raise click.UsageError("--simulate-speed is for rehearsals: add --simulate")
+    if repair and fresh:
+        raise click.UsageError("--repair keeps what is whole and --fresh begins anew: give one of them")
     options = {"run.workers": workers, "run.deadline": deadline, "run.fail_on": fail_on}
     wanted = {**dict(overrides), **{name: value for name, value in options.items() if value is not None}}
     job = checked_job(read_draft(job_file, overrides=wanted, simulate=simulate))
@@ -135,6 +141,7 @@ def command(
                 options=RunOptions(
                     limit=limit,
                     fresh=fresh,
+                    repair=repair,
                     signals=True,
                     http_log=HttpLogRules(level=http_log, allow=http_log_allow) if http_log else None,
                 ),

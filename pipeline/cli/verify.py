@@ -17,7 +17,7 @@ _DAMAGED = 5
 @click.option("--input", "with_input", is_flag=True, help="Read the whole input again and compare it too.")
 @json_option
 def command(*, target: Path, with_input: bool, as_json: bool) -> int:
-    """Read every byte of a run back: parts, checksums, ordinals, counts, manifest, journal, attempts.
+    """Read every byte of a run back: parts, files of rows, checksums, ordinals, counts, manifest, journal, attempts.
 
     Takes a job file or an output folder, of a run that has ended. Nothing is written. The exit code is 5 when
     anything is not as it was written.

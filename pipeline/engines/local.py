@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 
@@ -40,8 +40,6 @@ class SealRules:
 
     carried: pa.Schema
     compression: str
-    fingerprint: str
-    variants: dict[str, Any]
 
 
 class Sealing:
@@ -180,16 +178,9 @@ class Sealing:
         )
 
     def _write_manifest(self) -> None:
-        with self._journal.reader() as reader:
-            parts = reader.parts()
         sealer = self._sealer()
-        write_manifest(
-            self._layout.manifest,
-            parts=parts,
-            fingerprint=self._rules.fingerprint,
-            variants=self._rules.variants,
-            schema=[] if sealer is None else sealer.schema.names,
-        )
+        with self._journal.reader() as reader:
+            write_manifest(self._layout.manifest, reader, columns=[] if sealer is None else sealer.schema.names)
 
 
 def _is_unchanged(source: Source, span: Span, *, values: frozenset[str] | None, carried: tuple[str, ...]) -> bool:

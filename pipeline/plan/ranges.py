@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Self
 
 from pipeline.errors import InputChangedError
+from pipeline.model import Row
 from pipeline.sources.base import Position
 from pipeline.sources.digest import RangeDigest
 
@@ -17,7 +19,10 @@ if TYPE_CHECKING:
     from pipeline.job.spec import Job
     from pipeline.operations.base import Operation
     from pipeline.sources.base import Cursor, Source
+    from pipeline.store.ids import IdTable
     from pipeline.store.journal import JournalReader
+
+_ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +103,25 @@ def check_input(
                     "them; put the old input back, or start anew with --fresh (the old results are moved aside, not "
                     "deleted)"
                 )
+
+
+def claim_ids(source: Source, ids: IdTable, *, column: str, end: int) -> None:
+    """Claim the ids of the rows before the ordinal `end` again, for a table of ids that is gone. Blocking."""
+    with closing(source.open(Position(), values=frozenset({column}), carried=())) as cursor:
+        position, digest = Position(), RangeDigest()
+        while position.ordinal < end:
+            batch = cursor.read(min(_ROWS_AT_ONCE, end - position.ordinal), digest)
+            if not batch.rows:
+                break
+            position = batch.end
+            rows = [row for row in batch.rows if isinstance(row, Row)]
+            ids.claim([(row.values[column], row.ordinal) for row in rows if may_be_id(row.values.get(column))])
+    ids.sync()
+
+
+def may_be_id(value: object) -> bool:
+    """Whether a cell can name a row: a scalar that is there."""
+    return value is not None and not isinstance(value, dict | list)
 
 
 def range_digest(

@@ -81,8 +81,8 @@ def database_errors(name: str) -> Iterator[None]:
         text = str(error)
         if "malformed" in text or "not a database" in text:
             raise DamageError(
-                f"{name} is damaged ({text}); the finished parts are not touched by this: "
-                "move the folder aside and run with --fresh, or restore the file from a copy"
+                f"{name} is damaged ({text}); the finished parts are not touched by this: `pipeline run JOB --repair` "
+                "rebuilds it from them"
             ) from error
         if error.sqlite_errorcode & _PRIMARY == sqlite3.SQLITE_FULL:
             raise DiskFullError(f"no space is left on the disk for {name} ({text}); {FREE_SPACE}") from error

@@ -9,18 +9,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
 
 from pipeline.errors import DiskFullError, StorageError
+from pipeline.job.change import canonical
+from pipeline.model import WrittenFile
 from pipeline.store.checksums import forget_checksums, write_checksums
-from pipeline.store.files import private_folder, refuse_link, remove_temporaries, storage
+from pipeline.store.files import private_folder, refuse_link, remove_temporaries, sha256_of, storage
 from pipeline.store.journal import Journal, JournalReader, Part, Span
 from pipeline.store.lock import hold, is_held
 from pipeline.store.media import MEDIA
-from pipeline.store.parts import part_name, write_attempts, write_part
+from pipeline.store.parts import Origin, part_name, write_attempts, write_part
 from pipeline.store.spool import SPOOL_SUFFIX, read_spool, spool_path, spooled_rows
 
 if TYPE_CHECKING:
@@ -107,9 +110,27 @@ class Layout:
         """Requests and replies, where `--http-log` asks for them."""
         return self.private / "http.log.jsonl"
 
+    @property
+    def repair(self) -> Path:
+        """What a repair found, while it goes on: one that was cut short is gone on with."""
+        return self.private / "repair.json"
+
+    @property
+    def damaged(self) -> Path:
+        """Files that a repair took out of the way."""
+        return self.private / "damaged"
+
     def part(self, name: str) -> Path:
         """A part's file."""
         return self.root / name
+
+    def inside(self, path: Path) -> str:
+        """A path below the output folder, as the journal and messages name it."""
+        return path.relative_to(self.root).as_posix()
+
+    def written(self, path: Path) -> WrittenFile:
+        """A file as it is now."""
+        return WrittenFile(name=self.inside(path), bytes=path.stat().st_size, sha256=sha256_of(path))
 
 
 @contextmanager
@@ -141,6 +162,8 @@ def hold_folder(root: Path, *, fresh: bool, now: datetime) -> Iterator[Layout]:
         forget_checksums(layout.private)
         yield layout
         try:
+            with storage(f"ending the run in {root}"):
+                remove_temporaries(layout.spool, suffix=SPOOL_SUFFIX)
             write_checksums(layout.private)
         except StorageError as error:
             if layout.private.is_dir() and not isinstance(error, DiskFullError):
@@ -208,6 +231,7 @@ class Sealer:
         """Write and publish the part of `span.first` to `last`; the journal does not count it yet."""
         name = part_name(span.first, last)
         with JournalReader(self.layout.journal) as reader:
+            job = canonical(reader.noted("job"))
             file = write_part(
                 self.layout.part(name),
                 first=span.first,
@@ -216,6 +240,12 @@ class Sealer:
                 carried=read_spool(spool_path(self.layout.spool, span.first)) if self.carries else None,
                 results=reader.results(span.first, last),
                 compression=self.compression,
+                origin=Origin(
+                    start=span.start,
+                    finish=finish,
+                    digest=digest,
+                    fingerprint=sha256(job).hexdigest(),
+                ),
             )
         return Part(
             first=span.first,
@@ -229,6 +259,7 @@ class Sealer:
             generation=0,
             start=span.start,
             finish=finish,
+            sections=file.sections,
         )
 
     def readable_to(self, span: Span) -> int:
@@ -249,14 +280,15 @@ async def export_attempts(layout: Layout, journal: Journal, *, at_least: int) ->
     A file is named by its attempts' numbers, so what a crash left written and not forgotten is not written again.
     """
     while True:
-        bounds = await anyio.to_thread.run_sync(_export_some, layout, at_least)
-        if bounds is None:
+        exported = await anyio.to_thread.run_sync(_export_some, layout, at_least)
+        if exported is None:
             return
-        await journal.drop_attempts(*bounds)
+        first, last, file = exported
+        await journal.drop_attempts(first, last, file=file)
 
 
-def _export_some(layout: Layout, at_least: int) -> tuple[int, int] | None:
-    """Write one file of attempts; returns the first and last number in it, None where there are too few."""
+def _export_some(layout: Layout, at_least: int) -> tuple[int, int, WrittenFile] | None:
+    """Write one file of attempts; returns the first and last number in it and the file; None where there are few."""
     with JournalReader(layout.journal) as reader:
         bounds = reader.attempt_bounds(limit=ATTEMPTS_A_FILE)
         if bounds is None or bounds[1] - bounds[0] + 1 < at_least:
@@ -265,7 +297,6 @@ def _export_some(layout: Layout, at_least: int) -> tuple[int, int] | None:
         # A crash may have left a file that the journal has not forgotten yet: it is written again, the same.
         for left in layout.attempts.glob(f"attempts-{first:012d}-*.parquet"):
             last = int(left.stem.rpartition("-")[2])
-        write_attempts(
-            layout.attempts / f"attempts-{first:012d}-{last:012d}.parquet", reader.attempt_chunks(first, last)
-        )
-    return first, last
+        path = layout.attempts / f"attempts-{first:012d}-{last:012d}.parquet"
+        write_attempts(path, reader.attempt_chunks(first, last))
+    return first, last, layout.written(path)

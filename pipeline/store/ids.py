@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 from pipeline.store.database import database_errors, open_database, transaction
+from pipeline.store.files import TEMPORARY_SUFFIX, publish, storage
 
 _HASH_BYTES = 16
 
@@ -60,6 +62,18 @@ class IdTable:
     def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
+
+
+@contextmanager
+def rebuilt_ids(path: Path) -> Iterator[IdTable]:
+    """A new table that takes its place when the block ends without an error, durably; one in its place is replaced."""
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    with storage(f"writing {path.name}"):
+        for suffix in ("", "-wal", "-shm"):
+            temporary.with_name(temporary.name + suffix).unlink(missing_ok=True)
+        with IdTable(temporary) as ids:
+            yield ids
+        publish(temporary, path)
 
 
 def _hash(value: object) -> bytes:

@@ -12,7 +12,7 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
@@ -31,8 +31,10 @@ from pipeline.store.database import (
     transaction,
 )
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 ATTEMPTS_A_CHUNK = 500
+ATTEMPTS_LOST = "attempts_lost"
+"""Noted by a repair: how many attempts were in files that are gone."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -43,7 +45,7 @@ CREATE TABLE IF NOT EXISTS span (
 CREATE TABLE IF NOT EXISTS part (
     first INTEGER PRIMARY KEY, last INTEGER NOT NULL, name TEXT NOT NULL, ok INTEGER NOT NULL, failed INTEGER NOT NULL,
     bytes INTEGER NOT NULL, sha256 TEXT NOT NULL, digest TEXT NOT NULL, generation INTEGER NOT NULL,
-    start TEXT NOT NULL, finish TEXT NOT NULL
+    start TEXT NOT NULL, finish TEXT NOT NULL, sections TEXT NOT NULL DEFAULT '[]'
 );
 CREATE TABLE IF NOT EXISTS payload (id INTEGER PRIMARY KEY, blob BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS result (
@@ -77,7 +79,10 @@ class Span:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """A sealed range: the Parquet file that holds it. `digest` is of its input rows, `sha256` of its bytes."""
+    """A sealed range: the Parquet file that holds it. `digest` is of its input rows, `sha256` of its bytes.
+
+    `sections` are bytes and checksum of each row group and of the footer, as JSON: what is whole in a damaged file.
+    """
 
     first: int
     last: int
@@ -90,6 +95,7 @@ class Part:
     generation: int
     start: str
     finish: str
+    sections: str = "[]"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -179,7 +185,7 @@ class Journal:
 
     async def note(self, key: str, value: object) -> None:
         """Keep a fact of the run, as JSON."""
-        await self._submit(lambda connection: _put(connection, key, value))
+        await self._submit(lambda connection: put(connection, key, value))
 
     def post_span(self, span: Span) -> None:
         """Queue an open range, new or further read. Any thread; written before every later change."""
@@ -203,11 +209,23 @@ class Journal:
         """Record a part and forget its rows. `rest` is what remains of its range after a short head."""
         await self._submit(lambda connection: self._seal(connection, part, rest))
 
-    async def drop_attempts(self, first_id: int, last_id: int) -> None:
-        """Forget attempts that a file now holds."""
-        await self._submit(
-            lambda connection: _execute(connection, "DELETE FROM attempt WHERE id BETWEEN ? AND ?", (first_id, last_id))
-        )
+    async def drop_attempts(self, first_id: int, last_id: int, *, file: WrittenFile) -> None:
+        """Forget attempts that a file now holds, and keep that file's checksum."""
+
+        def apply(connection: Connection) -> None:
+            _execute(connection, "DELETE FROM attempt WHERE id BETWEEN ? AND ?", (first_id, last_id))
+            keep_file(connection, file)
+
+        await self._submit(apply)
+
+    async def keep_files(self, files: Sequence[WrittenFile]) -> None:
+        """Keep the checksums of files that were written from what is done."""
+
+        def apply(connection: Connection) -> None:
+            for file in files:
+                keep_file(connection, file)
+
+        await self._submit(apply)
 
     async def close(self) -> None:
         """Write what is queued and give the file back."""
@@ -260,7 +278,7 @@ class Journal:
             with database_errors(str(self.path)), transaction(self._connection):
                 for change in changes:
                     change.apply(self._connection)
-                _put(self._connection, "totals", asdict(self.totals))
+                put(self._connection, "totals", asdict(self.totals))
         except PipelineError as error:
             failure = error
         except IntegrityError as error:
@@ -294,12 +312,8 @@ class Journal:
         return last
 
     def _keep(self, connection: Connection, outcome: Outcome) -> None:
-        blob = encode_outcome(outcome)
-        payload = connection.execute("INSERT INTO payload (blob) VALUES (?)", (blob,)).lastrowid
-        connection.executemany(
-            "INSERT INTO result VALUES (?, ?, ?, ?)",
-            [(row.ordinal, payload, slot, row.ok) for slot, row in enumerate(outcome.rows)],
-        )
+        size = insert_results(connection, outcome)
+        self.pending_bytes += size
         totals = self.totals
         ok = sum(row.ok for row in outcome.rows)
         totals.ok += ok
@@ -314,13 +328,12 @@ class Journal:
             totals.requests += 1
         self._keep_attempts(connection, outcome.attempts)
         for file in outcome.files:
-            connection.execute("INSERT OR REPLACE INTO file VALUES (?, ?, ?)", (file.name, file.bytes, file.sha256))
+            keep_file(connection, file)
         if self._in_pieces:
             # A failed row's pieces stay: when it is sent again, they are not.
             done = [(row.ordinal,) for row in outcome.rows if row.ok]
             connection.executemany("DELETE FROM piece WHERE ordinal = ?", done)
-        self.pending_bytes += len(blob)
-        self._saw(len(blob))
+        self._saw(size)
 
     def _saw(self, size: int) -> None:
         if self._ballast is not None:
@@ -358,15 +371,9 @@ class Journal:
         connection.execute("DELETE FROM payload WHERE id IN gone")
         connection.execute("DELETE FROM result WHERE ordinal BETWEEN ? AND ?", (part.first, part.last))
         connection.execute("DELETE FROM span WHERE first = ?", (part.first,))
-        connection.execute(
-            "INSERT INTO part VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            tuple(getattr(part, item.name) for item in fields(Part)),
-        )
+        insert(connection, "part", part)
         if rest is not None:
-            connection.execute(
-                "INSERT INTO span (first, last, start, read, digest, finish) VALUES (?, ?, ?, ?, ?, ?)",
-                (rest.first, rest.last, rest.start, rest.read, rest.digest, rest.finish),
-            )
+            insert(connection, "span", rest)
         self.totals.sealed_ok += part.ok
         self.totals.sealed_failed += part.failed
         self.pending_bytes -= freed
@@ -375,15 +382,10 @@ class Journal:
         """Make the tables, all of them or none; refuse a journal whose tables are not ours."""
         version = self._connection.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
-            raise DamageError(
-                f"{self.path} was written by a newer version of pipeline (schema {version}, "
-                f"this one knows {SCHEMA_VERSION}); install that version to continue this run"
-            )
+            raise DamageError(_newer(self.path, version))
         if version < SCHEMA_VERSION:
             with transaction(self._connection):
-                for statement in _TABLES.split(";"):
-                    self._connection.execute(statement)
-                self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+                create_tables(self._connection)
 
     # -- reading, before the run begins or from the sealing thread ---------------------------------------------------
 
@@ -416,8 +418,13 @@ class JournalReader:
     def __init__(self, path: Path) -> None:
         """Raises FileNotFoundError where there is no journal, or one that a crash left without its tables."""
         self._connection = open_reader(path)
-        row = self._one("PRAGMA user_version", ())
-        if row is None or row[0] == 0:
+        try:
+            row = self._one("PRAGMA user_version", ())
+        except BaseException:
+            self._connection.close()
+            raise
+        self.version: int = 0 if row is None else row[0]
+        if self.version == 0:
             self._connection.close()
             raise FileNotFoundError(path)
 
@@ -450,7 +457,8 @@ class JournalReader:
 
     def parts(self) -> list[Part]:
         """Sealed ranges, by ordinal."""
-        names = [item.name for item in fields(Part)]
+        known = {row[1] for row in self._all("PRAGMA table_info(part)", ())}  # an older version's have no sections
+        names = [item.name for item in fields(Part) if item.name in known]
         rows = self._all(f"SELECT {', '.join(names)} FROM part ORDER BY first", ())  # noqa: S608 - our own names
         return [Part(**dict(zip(names, row, strict=True))) for row in rows]
 
@@ -463,6 +471,11 @@ class JournalReader:
             ):
                 flags[ordinal - first] = 1
         return flags
+
+    def count_done(self, first: int, last: int) -> int:
+        """How many rows within the bounds are done."""
+        row = self._one("SELECT count(*) FROM result WHERE ordinal BETWEEN ? AND ?", (first, last))
+        return 0 if row is None else int(row[0])
 
     def counts(self) -> tuple[int, int]:
         """Rows done and not in parts: (ok, failed)."""
@@ -554,7 +567,50 @@ class JournalReader:
             return self._connection.execute(sql, values).fetchall()
 
 
-def _put(connection: Connection, key: str, value: object) -> None:
+def create_tables(connection: Connection) -> None:
+    """Make the tables that are not there, and bring those of an older version up to date; call it in a transaction."""
+    for statement in _TABLES.split(";"):
+        connection.execute(statement)
+    if "sections" not in {row[1] for row in connection.execute("PRAGMA table_info(part)")}:
+        connection.execute("ALTER TABLE part ADD COLUMN sections TEXT NOT NULL DEFAULT '[]'")
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def insert(connection: Connection, table: str, value: Part | Span) -> None:
+    """Add a range to its table."""
+    names = [item.name for item in fields(value)]
+    places = ", ".join("?" * len(names))
+    connection.execute(
+        f"INSERT INTO {table} ({', '.join(names)}) VALUES ({places})",  # noqa: S608 - our own names
+        tuple(getattr(value, name) for name in names),
+    )
+
+
+def insert_results(connection: Connection, outcome: Outcome) -> int:
+    """Add the rows of an outcome; returns the bytes that they take. Raises IntegrityError for one that is there."""
+    blob = encode_outcome(outcome)
+    payload = connection.execute("INSERT INTO payload (blob) VALUES (?)", (blob,)).lastrowid
+    connection.executemany(
+        "INSERT INTO result VALUES (?, ?, ?, ?)",
+        [(row.ordinal, payload, slot, row.ok) for slot, row in enumerate(outcome.rows)],
+    )
+    return len(blob)
+
+
+def keep_file(connection: Connection, file: WrittenFile) -> None:
+    """Note a file's checksum, in the place of an older one."""
+    connection.execute("INSERT OR REPLACE INTO file VALUES (?, ?, ?)", (file.name, file.bytes, file.sha256))
+
+
+def _newer(path: Path, version: int) -> str:
+    return (
+        f"{path} was written by a newer version of pipeline (schema {version}, this one knows {SCHEMA_VERSION}); "
+        "install that version to continue this run"
+    )
+
+
+def put(connection: Connection, key: str, value: object) -> None:
+    """Note a fact of the run, as JSON, in the place of an older one."""
     _execute(
         connection,
         "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",

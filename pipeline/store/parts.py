@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +22,32 @@ if TYPE_CHECKING:
 ROW_GROUP_BYTES = 4 * 1024 * 1024
 CHUNK_ROWS = 256
 
+_ORIGIN = "pipeline"
 COMMON_AFTER = ("error", "usage", "request", "response")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartFile:
-    """A published part: what its bytes and rows come to."""
+    """A published part: what its bytes and rows come to. `sections` as in the journal's `Part`."""
 
     ok: int
     failed: int
     bytes: int
     sha256: str
+    sections: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What a part says of its rows' place in the input, in its footer, for a journal that must be rebuilt.
+
+    `start` and `finish` are positions in the input, `digest` is of its rows, `fingerprint` of the job's semantic keys.
+    """
+
+    start: str
+    finish: str
+    digest: str
+    fingerprint: str
 
 
 def part_name(first: int, last: int) -> str:
@@ -118,6 +135,7 @@ def write_part(
     carried: Iterable[pa.RecordBatch] | None,
     results: Iterator[tuple[RowResult, RequestInfo]],
     compression: str,
+    origin: Origin | None = None,
 ) -> PartFile:
     """Write, check and publish the part of a range. The same rows give the same bytes.
 
@@ -131,17 +149,18 @@ def write_part(
     try:
         with storage(f"writing {path.name}"):
             temporary.unlink(missing_ok=True)
-            ok = _write_rows(temporary, first, last, schema, carried, results, compression)
+            ok = _write_rows(temporary, first, last, schema, carried, results, compression, origin)
             rows = last - first + 1
             _check(temporary, first=first, last=last, schema=schema)
             size = temporary.stat().st_size
             digest = sha256_of(temporary)
+            sections = json.dumps([[size_, digest_] for size_, digest_ in read_sections(temporary)])
             publish(temporary, path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
         raise
-    return PartFile(ok=ok, failed=rows - ok, bytes=size, sha256=digest)
+    return PartFile(ok=ok, failed=rows - ok, bytes=size, sha256=digest, sections=sections)
 
 
 def _write_rows(
@@ -152,6 +171,7 @@ def _write_rows(
     carried: Iterable[pa.RecordBatch] | None,
     results: Iterator[tuple[RowResult, RequestInfo]],
     compression: str,
+    origin: Origin | None,
 ) -> int:
     """Write the rows, a bounded row group at a time; returns how many are ok."""
     import pyarrow as pa  # noqa: PLC0415 - loaded when a run needs it
@@ -182,6 +202,8 @@ def _write_rows(
                         group, group_bytes = [], 0
         if group:
             _write_group(writer, schema, group)
+        if origin is not None:
+            writer.add_key_value_metadata({_ORIGIN: json.dumps(asdict(origin))})
     return ok
 
 
@@ -451,6 +473,56 @@ def read_ordinals(path: Path, *, schema: pa.Schema | None = None) -> tuple[int, 
     if bounds is None:
         raise DamageError(f"{path.name} holds no rows")
     return bounds
+
+
+def read_origin(path: Path) -> Origin | None:
+    """What a part says of its place in the input; None where it says nothing. Raises DamageError."""
+    import pyarrow as pa  # noqa: PLC0415 - loaded when a run needs it
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    try:
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            said = (file.metadata.metadata or {}).get(_ORIGIN.encode())
+        return None if said is None else Origin(**json.loads(said))
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+        raise DamageError(f"{path.name} cannot be read back ({type(error).__name__})") from error
+
+
+def read_sections(path: Path) -> list[tuple[int, str]]:
+    """Bytes and SHA-256 of each row group of a whole part, in order, and at last of what follows them.
+
+    The file's first bytes count with the first group.
+    """
+    import pyarrow.parquet as pq  # noqa: PLC0415 - loaded when a run needs it
+
+    footer = pq.read_metadata(path)
+    ends = [_group_end(footer.row_group(group)) for group in range(footer.num_row_groups)]
+    found: list[tuple[int, str]] = []
+    with path.open("rb") as file:
+        for end in (*ends, path.stat().st_size):
+            content = file.read(end - file.tell())
+            found.append((len(content), hashlib.sha256(content).hexdigest()))
+    return found
+
+
+def whole_groups(path: Path, sections: str) -> list[int]:
+    """The row groups of a damaged part that are what was written, as far as they can be found: by a whole footer."""
+    known: list[tuple[int, str]] = [(size, digest) for size, digest in json.loads(sections)]
+    if not known:
+        return []
+    whole: list[bool] = []
+    with path.open("rb") as file:
+        for size, digest in known:
+            whole.append(hashlib.sha256(file.read(size)).hexdigest() == digest)
+        ends = not file.read(1)
+    return [group for group, is_whole in enumerate(whole[:-1]) if is_whole] if whole[-1] and ends else []
+
+
+def _group_end(group: pq.RowGroupMetaData) -> int:
+    """The offset of the first byte behind a row group."""
+    columns = [group.column(index) for index in range(group.num_columns)]
+    starts = (column.dictionary_page_offset or column.data_page_offset for column in columns)
+    return max(int(start + column.total_compressed_size) for start, column in zip(starts, columns, strict=True))
 
 
 def _contiguous(ordinals: pa.Array, expected: int) -> int | None:

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from hashlib import sha256
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import DamageError, FolderHeldError, StorageError
-from pipeline.job.change import canonical
 from pipeline.model import CHUNK
-from pipeline.store.checksums import changed_files
+from pipeline.store.checksums import CHECKSUMS, changed_files
 from pipeline.store.database import integrity_problems, open_reader
 from pipeline.store.files import sha256_of
 from pipeline.store.folder import Layout
-from pipeline.store.journal import JournalReader, Part, Span, Totals
-from pipeline.store.manifest import MANIFEST_VERSION
+from pipeline.store.journal import ATTEMPTS_LOST, SCHEMA_VERSION, JournalReader, Part, Span, Totals
+from pipeline.store.manifest import manifest_of, read_manifest
+from pipeline.store.media import MEDIA
 from pipeline.store.parts import has_pieces, part_name, read_ordinals
 from pipeline.store.summary import read_summary
 
@@ -28,16 +27,34 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _BATCH_ROWS = 16_384
-_RESTORE = "restore the file from a copy, or start anew with --fresh"
+_REPAIR = "`pipeline run JOB --repair` rebuilds it from what is whole"
+_ASK_AGAIN = "`pipeline run JOB --repair` asks again what it held and nothing else holds"
 _REWRITE = "run the job again: it is written anew"
+_ATTEMPTS = "no row is touched by it: `pipeline run JOB --repair` moves it aside"
 _LEFT_OVER = "run the job again to have a left-over removed; move a file of your own elsewhere"
-_REPORT = "please report this, with _pipeline/log.jsonl"
+_REPORT = "please report this, with _pipeline/log.jsonl; `pipeline run JOB --repair` asks its rows again"
+
+
+class Kind(StrEnum):
+    """What a finding is about; `store.repair` goes by it."""
+
+    JOURNAL = "journal"
+    NEWER = "newer"
+    IDS = "ids"
+    PART = "part"
+    MEDIA = "media"
+    ATTEMPTS = "attempts"
+    WRITTEN_ANEW = "written_anew"
+    STRAY = "stray"
+    CUT_REPAIR = "cut_repair"
+    INPUT = "input"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """Something that is not as it was written. `file` is relative to the output folder."""
 
+    kind: Kind
     file: str
     message: str
     advice: str
@@ -78,51 +95,65 @@ def verify_folder(layout: Layout) -> Verified:
 
     Whatever is wrong is a finding; nothing is raised for it.
     """
+    check = _Check(layout)
+    check.files()
     try:
         with JournalReader(layout.journal) as reader:
-            return _Check(layout, reader).all()
+            return check.all(reader)
     except FileNotFoundError:
-        return _hopeless(Finding(file=_inside(layout, layout.journal), message="is missing", advice=_RESTORE))
-    except (StorageError, ValueError, TypeError, KeyError) as error:
-        # A damaged value can take any shape, so any failure to read it is the damage that is looked for.
+        check.find(Kind.JOURNAL, layout.journal, "is missing", _REPAIR)
+    except Exception as error:  # noqa: BLE001 - a damaged value can take any shape, so any failure is what is looked for
         message = str(error) if isinstance(error, StorageError) else f"cannot be read ({type(error).__name__})"
-        return _hopeless(Finding(file=_inside(layout, layout.journal), message=message, advice=_RESTORE))
-
-
-def _hopeless(finding: Finding) -> Verified:
-    return Verified(findings=(finding,), parts=0, bytes=0, ok=0, failed=0, loose=0)
-
-
-def _inside(layout: Layout, path: Path) -> str:
-    return str(path.relative_to(layout.root))
+        check.find(Kind.JOURNAL, layout.journal, message, _REPAIR)
+    return Verified(findings=tuple(check.findings), parts=0, bytes=0, ok=0, failed=0, loose=0)
 
 
 class _Check:
     """One reading of one folder."""
 
-    def __init__(self, layout: Layout, reader: JournalReader) -> None:
+    def __init__(self, layout: Layout) -> None:
+        self.findings: list[Finding] = []
         self._layout = layout
-        self._reader = reader
-        self._findings: list[Finding] = []
-        self._columns: list[str] | None = None
+        self._schema: pa.Schema | None = None
 
-    def all(self) -> Verified:
+    def files(self) -> None:
+        """Check what the run left of its own against its checksums, and that no repair was cut short."""
+        private = self._layout.private
+        if self._layout.repair.is_file():
+            self.find(
+                Kind.CUT_REPAIR, self._layout.repair, "says that a repair was cut short", "run it again with --repair"
+            )
+        try:
+            changed = changed_files(private)
+        except (ValueError, OSError, RecursionError):
+            self.find(Kind.WRITTEN_ANEW, private / CHECKSUMS, "is not what was written", _REWRITE)
+            return
+        for name, how in changed.items():
+            kind, advice = _kind_of(name, how)
+            self.find(kind, private / name, f"{how} since the run ended", advice)
+
+    def all(self, reader: JournalReader) -> Verified:
         """Check the journal first: it is what the rest is measured by."""
-        self._checksums()
+        self._reader = reader
+        if reader.version > SCHEMA_VERSION and not self._is_damaged(self._layout.journal):
+            message = f"was written by a newer version of pipeline (schema {reader.version})"
+            self.find(Kind.NEWER, self._layout.journal, message, "verify it with that version")
+            return Verified(findings=tuple(self.findings), parts=0, bytes=0, ok=0, failed=0, loose=0)
         self._journal()
-        parts = self._reader.parts()
-        spans = self._reader.spans()
+        parts = reader.parts()
+        spans = reader.spans()
+        self._ranges([*parts, *spans])
         bytes_read = sum(self._part(part) for part in parts)
         self._strays(parts)
-        bytes_read += self._media()
-        self._ranges([*parts, *spans])
+        bytes_read += self._files_of_rows()
         self._counts(parts, spans)
+        self._ids([*parts, *spans])
         self._attempts()
         self._manifest(parts)
-        ok, failed = self._reader.counts()
+        ok, failed = reader.counts()
         self._summary()
         return Verified(
-            findings=tuple(self._findings),
+            findings=tuple(self.findings),
             parts=len(parts),
             bytes=bytes_read,
             ok=sum(part.ok for part in parts) + ok,
@@ -130,86 +161,91 @@ class _Check:
             loose=ok + failed,
         )
 
-    def _find(self, path: Path, message: str, advice: str) -> None:
-        self._findings.append(Finding(file=_inside(self._layout, path), message=message, advice=advice))
+    def find(self, kind: Kind, path: Path, message: str, advice: str) -> None:
+        """Note a finding."""
+        self.findings.append(Finding(kind=kind, file=self._layout.inside(path), message=message, advice=advice))
 
-    def _checksums(self) -> None:
-        private = self._layout.private
-        try:
-            changed = changed_files(private)
-        except ValueError:
-            self._find(private / "checksums.json", "cannot be read", _REWRITE)
-            return
-        for name, how in changed.items():
-            advice = _REWRITE if name in {"manifest.json", "summary.json"} else _RESTORE
-            self._find(private / name, f"{how} since the run ended", advice)
+    def _is_damaged(self, path: Path) -> bool:
+        name = self._layout.inside(path)
+        return any(finding.file == name for finding in self.findings)
 
     def _journal(self) -> None:
         for problem in self._reader.problems():
-            self._find(self._layout.journal, problem, _RESTORE)
-        if self._layout.ids.is_file():
+            self.find(Kind.JOURNAL, self._layout.journal, problem, _REPAIR)
+
+    def _ids(self, ranges: Sequence[Part | Span]) -> None:
+        """Check the table of ids, where the job names an id and rows were read."""
+        path = self._layout.ids
+        if not path.is_file():
+            if ranges and id_column(self._reader) is not None and not self._is_damaged(path):
+                self.find(Kind.IDS, path, "is missing", _REPAIR)
+            return
+        try:
+            connection = open_reader(path)
             try:
-                connection = open_reader(self._layout.ids)
-                try:
-                    problems = integrity_problems(connection)
-                finally:
-                    connection.close()
-            except StorageError as error:
-                problems = [str(error)]
-            for problem in problems:
-                self._find(self._layout.ids, problem, _RESTORE)
+                problems = integrity_problems(connection)
+            finally:
+                connection.close()
+        except StorageError as error:
+            problems = [str(error)]
+        for problem in problems:
+            self.find(Kind.IDS, path, problem, _REPAIR)
 
     def _part(self, part: Part) -> int:
         """Check one part; returns its bytes."""
-        path = self._layout.part(part.name)
+        path = self._layout.root / Path(part.name).name
         if part.name != part_name(part.first, part.last):
-            self._find(
-                self._layout.journal, f"names the part of rows {part.first} to {part.last} {part.name}", _RESTORE
-            )
+            message = f"names the part of rows {part.first} to {part.last} {part.name}"
+            self.find(Kind.JOURNAL, self._layout.journal, message, _REPAIR)
         if not path.is_file():
-            self._find(path, "is missing: the journal counts it", _RESTORE)
+            self.find(Kind.PART, path, "is missing: the journal counts it", _ASK_AGAIN)
             return 0
         size = path.stat().st_size
         if size != part.bytes or sha256_of(path) != part.sha256:
-            self._find(path, "is not what was written: its checksum differs", _RESTORE)
+            self.find(Kind.PART, path, "is not what was written: its checksum differs", _ASK_AGAIN)
             return size
         try:
             if read_ordinals(path) != (part.first, part.last):
-                self._find(path, f"does not hold rows {part.first} to {part.last}", _REPORT)
-            ok, rows, schema = _statuses(path)
-        except _arrow_errors() as error:
-            self._find(path, f"cannot be read back ({type(error).__name__})", _REPORT)
+                self.find(Kind.PART, path, f"does not hold rows {part.first} to {part.last}", _REPORT)
+            ok, rows, schema = count_statuses(path)
+        except arrow_errors() as error:
+            self.find(Kind.PART, path, f"cannot be read back ({type(error).__name__})", _REPORT)
             return size
         if (ok, rows - ok) != (part.ok, part.failed):
-            self._find(path, f"holds {ok} rows ok and {rows - ok} failed, not {part.ok} and {part.failed}", _REPORT)
-        if self._columns is None:
-            self._columns = schema.names
-        elif self._columns != schema.names:
-            self._find(path, "has other columns than the parts before it", _REPORT)
+            message = f"holds {ok} rows ok and {rows - ok} failed, not {part.ok} and {part.failed}"
+            self.find(Kind.PART, path, message, _REPORT)
+        if self._schema is None:
+            self._schema = schema
+        elif not self._schema.equals(schema):
+            self.find(Kind.PART, path, "has other columns than the parts before it", _REPORT)
         return size
 
-    def _media(self) -> int:
-        """Check the files of rows; returns their bytes."""
+    def _files_of_rows(self) -> int:
+        """Check files whose checksums the journal keeps: media, attempts, Batch lines; returns their bytes."""
         known: set[str] = set()
         bytes_read = 0
         for file in self._reader.files():
             path = self._layout.root / file.name
             known.add(path.name)
+            kind, advice = _file_kind(file.name)
+            if self._is_damaged(path):
+                continue
             if not path.is_file():
-                self._find(path, "is missing: the journal counts it", _RESTORE)
+                self.find(kind, path, "is missing: the journal counts it", advice)
             elif path.stat().st_size != file.bytes or sha256_of(path) != file.sha256:
-                self._find(path, "is not what was written: its checksum differs", _RESTORE)
+                self.find(kind, path, "is not what was written: its checksum differs", advice)
             bytes_read += file.bytes
         for path in sorted(self._layout.media.glob("*")):
             if path.name not in known:
-                self._find(path, "belongs to no row that is done", _LEFT_OVER)
+                self.find(Kind.STRAY, path, "belongs to no row that is done", _LEFT_OVER)
         return bytes_read
 
     def _strays(self, parts: Sequence[Part]) -> None:
         known = {part.name for part in parts}
         for path in sorted(self._layout.root.glob("*.parquet")):
             if path.name not in known:
-                self._find(
+                self.find(
+                    Kind.STRAY,
                     path,
                     "is not counted by the journal: a crash left it, or somebody put it there",
                     _LEFT_OVER,
@@ -221,64 +257,55 @@ class _Check:
             if one.first != expected or one.last < one.first:
                 kind = "twice" if one.first < expected else "nowhere"
                 low, high = sorted((one.first, expected))
-                self._find(self._layout.journal, f"has rows {low} to {high - 1} {kind}", _RESTORE)
+                self.find(Kind.JOURNAL, self._layout.journal, f"has rows {low} to {high - 1} {kind}", _REPAIR)
             expected = one.last + 1
 
     def _counts(self, parts: Sequence[Part], spans: Sequence[Span]) -> None:
         ok, failed = self._reader.counts()
-        inside = sum(self._reader.done(span.first, span.last).count(1) for span in spans if span.last >= span.first)
+        inside = sum(self._reader.count_done(span.first, span.last) for span in spans)
         if inside != ok + failed:
-            self._find(self._layout.journal, f"holds {ok + failed - inside} rows outside of every range", _RESTORE)
+            message = f"holds {ok + failed - inside} rows outside of every range"
+            self.find(Kind.JOURNAL, self._layout.journal, message, _REPAIR)
         sealed_ok, sealed_failed = sum(part.ok for part in parts), sum(part.failed for part in parts)
         totals = self._reader.totals()
         counted = (sealed_ok, sealed_failed, sealed_ok + ok, sealed_failed + failed)
         if counted != (totals.sealed_ok, totals.sealed_failed, totals.ok, totals.failed):
-            self._find(self._layout.journal, f"counts {_said(totals)}; its rows and parts come to {counted}", _RESTORE)
+            message = f"counts {_said(totals)}; its rows and parts come to {counted}"
+            self.find(Kind.JOURNAL, self._layout.journal, message, _REPAIR)
 
     def _attempts(self) -> None:
-        rows, after, names = 0, 0, []
+        rows, after = self._reader.noted(ATTEMPTS_LOST) or 0, 0
         while found := self._reader.attempts(after=after):
             rows, after = rows + len(found), found[-1][0]
         for path in sorted(self._layout.attempts.glob("*.parquet")):
-            names.append(path.name)
+            if self._is_damaged(path):
+                return
             try:
-                rows += _read_all(path)
-            except _arrow_errors() as error:
-                self._find(
-                    path, f"cannot be read ({type(error).__name__})", f"the rows are not touched by it; {_RESTORE}"
-                )
+                rows += count_rows(path)
+            except arrow_errors() as error:
+                self.find(Kind.ATTEMPTS, path, f"cannot be read ({type(error).__name__})", _ATTEMPTS)
                 return
         if rows != self._reader.totals().attempts:
             message = f"holds {rows} attempts with those of the journal, not {self._reader.totals().attempts}"
-            self._find(self._layout.attempts, message, f"the rows are not touched by it; {_RESTORE}")
+            self.find(Kind.ATTEMPTS, self._layout.attempts, message, _ATTEMPTS)
 
     def _manifest(self, parts: Sequence[Part]) -> None:
         path = self._layout.manifest
         if not path.is_file():
-            if parts:
-                self._find(path, "is missing", _REWRITE)
+            if parts and not self._is_damaged(path):
+                self.find(Kind.WRITTEN_ANEW, path, "is missing", _REWRITE)
             return
         try:
-            text = path.read_text(encoding="utf-8")
-            found = json.loads(text)
-            known = [
-                {key: value for key, value in asdict(part).items() if key not in {"start", "finish"}} for part in parts
-            ]
-            job = self._reader.noted("job")
-            expected = {
-                "version": MANIFEST_VERSION,
-                "fingerprint": sha256(canonical(job)).hexdigest(),
-                "variants": self._reader.noted("variants"),
-                "columns": found["columns"] if self._columns is None else self._columns,
-                "parts": known,
-            }
-            names = [name for name in (*expected, *found) if found.get(name) != expected.get(name)]
-            if names:
-                self._find(path, f"does not agree with the journal on: {', '.join(dict.fromkeys(names))}", _REWRITE)
-            elif json.dumps(found, indent=1) != text:
-                self._find(path, "is not spelled as it was written", _REWRITE)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            self._find(path, f"cannot be read ({type(error).__name__})", _REWRITE)
+            found = read_manifest(path)
+        except (ValueError, TypeError, RecursionError) as error:
+            self.find(Kind.WRITTEN_ANEW, path, f"cannot be read ({type(error).__name__})", _REWRITE)
+            return
+        columns = found.get("columns") if self._schema is None else self._schema.names
+        expected = manifest_of(self._reader, columns=columns or [])
+        names = [name for name in (*expected, *found) if found.get(name) != expected.get(name)]
+        if names:
+            message = f"does not agree with the journal on: {', '.join(dict.fromkeys(names))}"
+            self.find(Kind.WRITTEN_ANEW, path, message, _REWRITE)
 
     def _summary(self) -> None:
         path = self._layout.summary
@@ -286,13 +313,44 @@ class _Check:
             return
         try:
             summary = read_summary(path)
-        except (DamageError, AttributeError):
-            self._find(path, "cannot be read", _REWRITE)
+        except (DamageError, AttributeError, RecursionError):
+            self.find(Kind.WRITTEN_ANEW, path, "cannot be read", _REWRITE)
             return
         totals = self._reader.totals()
         ended = summary.state != "running"
         if ended and (summary.rows.ok, summary.rows.failed) != (totals.ok, totals.failed):
-            self._find(path, f"does not agree with the journal, which counts {_said(totals)}", _REWRITE)
+            self.find(
+                Kind.WRITTEN_ANEW, path, f"does not agree with the journal, which counts {_said(totals)}", _REWRITE
+            )
+
+
+def _kind_of(name: str, how: str) -> tuple[Kind, str]:
+    """What a file below the run's own folder is, and what is to be done about it."""
+    if how == "is new":
+        return Kind.STRAY, _LEFT_OVER
+    match name.split("/"):
+        case ["journal", "00.sqlite"]:
+            return Kind.JOURNAL, _REPAIR
+        case ["journal", "ids.sqlite"]:
+            return Kind.IDS, _REPAIR
+        case ["attempts", *_]:
+            return Kind.ATTEMPTS, _ATTEMPTS
+    return Kind.WRITTEN_ANEW, _REWRITE
+
+
+def _file_kind(name: str) -> tuple[Kind, str]:
+    """What a file whose checksum the journal keeps is, and what is to be done about it."""
+    if name.startswith(f"{MEDIA}/"):
+        return Kind.MEDIA, _ASK_AGAIN
+    return (Kind.WRITTEN_ANEW, _REWRITE) if "/" not in name else (Kind.ATTEMPTS, _ATTEMPTS)
+
+
+def id_column(reader: JournalReader) -> str | None:
+    """The column that names the rows, as the job of a journal says."""
+    job = reader.noted("job")
+    given = job.get("input") if isinstance(job, dict) else None
+    name = given.get("id") if isinstance(given, dict) else None
+    return None if name is None else str(name)
 
 
 def _said(totals: Totals) -> str:
@@ -300,7 +358,7 @@ def _said(totals: Totals) -> str:
     return f"{ok} and {totals.failed} failed ({totals.sealed_failed} in parts)"
 
 
-def _statuses(path: Path) -> tuple[int, int, pa.Schema]:
+def count_statuses(path: Path) -> tuple[int, int, pa.Schema]:
     """Rows ok, rows, and the columns of a part; every page of it is decoded. The pieces of a row count once."""
     import pyarrow.compute as pc  # noqa: PLC0415 - loaded when a run is verified
     import pyarrow.parquet as pq  # noqa: PLC0415
@@ -317,14 +375,15 @@ def _statuses(path: Path) -> tuple[int, int, pa.Schema]:
         return ok, rows, file.schema_arrow
 
 
-def _read_all(path: Path) -> int:
+def count_rows(path: Path) -> int:
+    """Rows of a file; every page of it is decoded."""
     import pyarrow.parquet as pq  # noqa: PLC0415 - loaded when a run is verified
 
     with pq.ParquetFile(path, pre_buffer=False) as file:
         return sum(batch.num_rows for batch in file.iter_batches(_BATCH_ROWS))
 
 
-def _arrow_errors() -> tuple[type[Exception], ...]:
+def arrow_errors() -> tuple[type[Exception], ...]:
     """What pyarrow raises over damaged bytes."""
     import pyarrow as pa  # noqa: PLC0415 - loaded when a run is verified
 

@@ -12,7 +12,7 @@ from pipeline.plan.ranges import PlanRules, check_input, columns_read, decode_po
 from pipeline.sources import SourceError, open_source
 from pipeline.sources.digest import RangeDigest
 from pipeline.store.journal import JournalReader
-from pipeline.store.verify import Finding
+from pipeline.store.verify import Finding, Kind
 
 if TYPE_CHECKING:
     from pipeline.job.spec import Job
@@ -31,7 +31,7 @@ def reread_input(job: Job, layout: Layout) -> list[Finding]:
         try:
             source = open_source(job.input.path, format=job.input.format, columns=job.input.columns, kept_schema=schema)
         except SourceError as error:
-            return [Finding(file="the input", message=str(error), advice=_PUT_BACK)]
+            return [Finding(kind=Kind.INPUT, file="the input", message=str(error), advice=_PUT_BACK)]
         chosen = job.output.columns
         carried = () if chosen == "none" else tuple(source.schema.names) if chosen == "all" else chosen
         rules = PlanRules(
@@ -46,7 +46,7 @@ def reread_input(job: Job, layout: Layout) -> list[Finding]:
         try:
             check_input(source, reader, values=values, carried=carried)
         except InputChangedError as error:
-            return [Finding(file="the input", message=str(error).partition(";")[0], advice=_PUT_BACK)]
+            return [Finding(kind=Kind.INPUT, file="the input", message=str(error).partition(";")[0], advice=_PUT_BACK)]
         parts = reader.parts()
         if not parts or reader.spans():
             return []
@@ -54,4 +54,11 @@ def reread_input(job: Job, layout: Layout) -> list[Finding]:
             if not cursor.read(1, RangeDigest()).rows:
                 return []
     message = f"has rows after {parts[-1].last}, the last one that the run has read"
-    return [Finding(file="the input", message=message, advice="run the job again: it continues with the new rows")]
+    return [
+        Finding(
+            kind=Kind.INPUT,
+            file="the input",
+            message=message,
+            advice="run the job again: it continues with the new rows",
+        )
+    ]

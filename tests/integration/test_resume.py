@@ -206,7 +206,7 @@ async def invoke(root: Path, texts: Sequence[str | None], one: Invocation) -> No
             sealing = Sealing(
                 layout=layout,
                 journal=journal,
-                rules=SealRules(carried=SCHEMA, compression="none", fingerprint="f", variants={}),
+                rules=SealRules(carried=SCHEMA, compression="none"),
                 schema=lane.schema,
                 completed=receive,
                 sealed=plan.sealed,

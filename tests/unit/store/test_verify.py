@@ -4,14 +4,12 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from hashlib import sha256
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from pipeline.errors import FolderHeldError
-from pipeline.job.change import canonical
 from pipeline.model import Attempt, ErrorInfo, ErrorType, Outcome, OutputFile, RequestInfo, RowResult
 from pipeline.store.checksums import changed_files, forget_checksums, write_checksums
 from pipeline.store.folder import Layout, Sealer, export_attempts, hold_folder
@@ -77,8 +75,8 @@ async def layout(tmp_path: Path) -> Layout:
         await journal.seal(part, rest=None)
         await export_attempts(layout, journal, at_least=1)
         await journal.close()
-        fingerprint = sha256(canonical(JOB)).hexdigest()
-        write_manifest(layout.manifest, parts=[part], fingerprint=fingerprint, variants=VARIANTS, schema=SCHEMA.names)
+        with JournalReader(layout.journal) as reader:
+            write_manifest(layout.manifest, reader, columns=SCHEMA.names)
         write_checksums(layout.private)
     return layout
 
@@ -90,7 +88,8 @@ async def test_a_sound_folder_has_no_findings_and_its_rows_are_counted(layout: L
     assert verified.findings == ()
     assert (verified.parts, verified.ok, verified.failed, verified.loose) == (1, 4, 1, 2)
     part, speech = layout.part("part-000000000000-000000000002.parquet"), layout.media / "000000000000.mp3"
-    assert verified.bytes == part.stat().st_size + speech.stat().st_size
+    attempts = next(layout.attempts.iterdir())
+    assert verified.bytes == sum(path.stat().st_size for path in (part, speech, attempts))
 
 
 @pytest.mark.anyio
@@ -167,7 +166,7 @@ JOURNALS = {
     "UPDATE payload SET blob = x'00'": "cannot be read",
     "UPDATE meta SET value = '{}' WHERE key = 'totals'": "its rows and parts come to",
     "UPDATE meta SET value = '1' WHERE key = 'variants'": "does not agree with the journal on: variants",
-    "UPDATE meta SET value = '1' WHERE key = 'job'": "does not agree with the journal on: fingerprint",
+    "UPDATE meta SET value = '1' WHERE key = 'job'": "does not agree with the journal on: fingerprint, job",
     "UPDATE meta SET value = '{' WHERE key = 'variants'": "cannot be read",
 }
 
