@@ -9,16 +9,14 @@ from pipeline.store.folder import Layout, is_running
 from pipeline.store.summary import Summary, read_summary
 from pipeline.views.closing import headline, spent
 from pipeline.views.progress import status_line
-from pipeline.views.text import plain, table
+from pipeline.views.text import count, plain, table
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_KILLED = "the run ended without a last word (killed, or the machine stopped); the same command continues it"
-
 
 def read_status(root: Path) -> Summary:
-    """Read the summary; a run that says `running` and holds no lock was interrupted.
+    """Read the summary; a run that says `running` and holds no lock was interrupted, after it was last written.
 
     Raises FileNotFoundError where no run wrote one, DamageError.
     """
@@ -29,7 +27,17 @@ def read_status(root: Path) -> Summary:
     summary = read_summary(path)  # it may have ended between the two looks
     if summary.state != "running":
         return summary
-    return replace(summary, state="interrupted", reason=_KILLED, in_flight=0, eta_seconds=None, waits_for=None)
+    return replace(summary, state="interrupted", reason=_killed(summary), in_flight=0, eta_seconds=None, waits_for=None)
+
+
+def _killed(summary: Summary) -> str:
+    """Say that nobody counts any more, and what the last count is worth: the journal may hold more rows than it."""
+    finished = count(summary.rows.ok + summary.rows.failed, "row")
+    return (
+        "the run ended without a word (killed, or the machine stopped)\n"
+        f"{finished} finished when it last wrote this, a second or so before its end\n"
+        "the same command continues it: what was finished since then is counted, and not sent again"
+    )
 
 
 def status_lines(summary: Summary) -> list[str]:

@@ -133,6 +133,12 @@ def test_a_run_that_was_killed_is_called_interrupted(stuck: Bench) -> None:
     after = stuck.call("status", "job.yaml")
     assert after.exit_code == 0
     assert after.stdout.startswith("interrupted: ")
+    assert "ended without a word" in after.stdout
+    summary = stuck.summary()
+    assert summary["state"] == "running"
+    finished = summary["rows"]["ok"] + summary["rows"]["failed"]
+    assert f"{finished} row" in after.stdout
+    assert "finished when it last wrote this" in after.stdout
     assert "the same command continues" in after.stdout
 
 
