@@ -133,3 +133,30 @@ def test_an_input_that_is_gone_is_found(finished: Bench) -> None:
 
     assert result.exit_code == 5
     assert "the input: " in result.stdout
+
+
+def test_a_repair_says_what_it_did_and_what_it_costs_and_then_nothing_is_found(finished: Bench) -> None:
+    _flip(_part(finished.output), 0.99)
+    assert finished.call("verify", "out").exit_code == 5
+
+    result = finished.call("run", "job.yaml", "--repair", "--log-format", "json")
+
+    assert result.exit_code == 1  # row 1 failed before, too
+    said = [json.loads(line) for line in result.stderr.splitlines() if line.startswith("{")]
+    (part,) = [event for event in said if event["event"] == "repaired"]
+    assert (part["file"], part["rows_again"]) == ("part-000000000004-000000000007.parquet", 4)
+    assert [event["rows_again"] for event in said if event["event"] == "repair_ended"] == [4]
+    assert finished.call("verify", "out").exit_code == 0
+
+
+def test_repair_and_fresh_exclude_each_other(finished: Bench) -> None:
+    assert finished.call("run", "job.yaml", "--repair", "--fresh").exit_code == 2
+
+
+def test_an_unreadable_journal_names_the_repair(finished: Bench) -> None:
+    _flip(finished.output / "_pipeline/journal/00.sqlite", 0.0)
+
+    result = finished.call("run", "job.yaml")
+
+    assert result.exit_code == 5
+    assert "--repair" in result.stderr
