@@ -21,6 +21,7 @@ from pipeline.clock import SystemClock
 from pipeline.engines.local import Sealing, SealRules, run_local
 from pipeline.errors import StoppedEarlyError
 from pipeline.lanes.online import OnlineLane
+from pipeline.lanes.pulse import Pulse
 from pipeline.lanes.stop import Stop, Stopped
 from pipeline.log import EventLog
 from pipeline.model import BadRow, Call, ErrorInfo, ErrorType, Item, Outcome, Reply, RequestInfo, Row, RowResult, Target
@@ -212,6 +213,7 @@ async def invoke(root: Path, texts: Sequence[str | None], one: Invocation) -> No
                 sealed=plan.sealed,
                 log=log,
                 clock=SystemClock(),
+                pulse=Pulse(),
             )
             await run_local(
                 lane=cast(OnlineLane, lane),
