@@ -9,7 +9,7 @@ UV_VERSION := 0.13.9
 LOCK = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-audio test chaos bench check format lint types floors lock audit clean
+.PHONY: help demo demo-audio test chaos guarantees mutation bench check format lint types floors lock audit clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -41,6 +41,12 @@ test: $(READY) ## run the tests: unit, contract, golden, integration, cli, secur
 chaos: $(READY) ## kill and fail runs at the full counts: SEED=… replays
 	@PIPELINE_SEED=$(or $(SEED),20) PIPELINE_KILLS=500 PIPELINE_SYSCALL_KILLS=400 PIPELINE_SYSCALL_ERRORS=300 \
 		$(BIN)/python -m pytest tests/chaos -s -o timeout=0
+
+guarantees: $(READY) ## break each guarantee by one line, in a copy, and see its tests fail: ONLY=G7 for one
+	@PYTHONPATH=tests $(BIN)/python -m mutants.run --only "$(ONLY)"
+
+mutation: $(READY) ## change pacing, classification and journal a little, many times: do their unit tests notice?
+	@PYTHONPATH=tests $(BIN)/python -m mutation.run --seed $(or $(SEED),1) --count $(or $(COUNT),400)
 
 bench: $(READY) ## measure the wire, and how much of a quota is used in nine scenarios (about a quarter of an hour)
 	@$(BIN)/python benchmarks/wire.py

@@ -83,6 +83,24 @@ async def test_a_finished_run_asks_nobody_again_and_changes_no_part(bench: Bench
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("operation", ["embeddings", "chat"])
+async def test_no_worker_sends_again_before_its_last_answer_is_on_disk(
+    bench: Bench, operation: str, workers: int
+) -> None:
+    bench.operation = operation
+    bench.changes["run"] = {"workers": workers}
+
+    def count(texts: list[str], calls: int) -> Said:
+        with bench.journal() as committed:
+            assert calls - committed.totals().requests <= workers
+        return None
+
+    assert (await bench.run(Service(count))).exit_code == 0
+    bench.assert_rows(range(25))
+
+
+@pytest.mark.anyio
 async def test_the_same_answers_give_the_same_cells_whoever_answered_first(bench: Bench) -> None:
     await bench.run(Service())
     names = ["ordinal", "id", "text", "n", "status", "embedding", "error", "usage"]

@@ -6,12 +6,12 @@ import random
 
 import pytest
 
-from pipeline.pace.budget import A_SUCCESS, FULL, RetryBudget
+from pipeline.pace.budget import RetryBudget
 
 
 def test_a_full_budget_pays_for_a_hundred_retries_and_says_once_that_it_is_empty() -> None:
     budget = RetryBudget()
-    assert [budget.spend() for _ in range(int(FULL))] == [False] * (int(FULL) - 1) + [True]
+    assert [budget.spend() for _ in range(100)] == [False] * 99 + [True]
     assert budget.empty
     assert not budget.spend()
 
@@ -24,17 +24,25 @@ def test_two_answers_pay_for_one_retry() -> None:
     assert budget.empty
     budget.earn()
     assert not budget.empty
-    assert A_SUCCESS * 2 == 1
     assert not budget.spend(), "the episode has been told"
 
 
 def test_an_overload_is_told_again_once_half_of_it_was_earned_back() -> None:
     budget = RetryBudget()
-    for _ in range(int(FULL)):
+    for _ in range(100):
         budget.spend()
-    for _ in range(int(FULL)):
+    for _ in range(99):
         budget.earn()
-    assert [budget.spend() for _ in range(int(FULL / 2))][-1]
+    assert not any(budget.spend() for _ in range(100)), "half a retry less than half"
+    for _ in range(100):
+        budget.earn()
+    assert [budget.spend() for _ in range(50)] == [False] * 49 + [True]
+
+
+def test_no_answer_earns_more_than_a_full_budget() -> None:
+    budget = RetryBudget()
+    budget.earn()
+    assert [budget.spend() for _ in range(100)].index(True) == 99
 
 
 @pytest.mark.parametrize(("share", "lasts"), [(0.1, True), (0.3, True), (0.5, False), (0.9, False)])

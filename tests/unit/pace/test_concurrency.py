@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pipeline.pace.concurrency import START, Concurrency
+from pipeline.pace.concurrency import Concurrency
+
+START = 4.0
 
 
 def test_it_doubles_with_each_round_of_answers() -> None:

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import pytest
 
 from pipeline.pace.bucket import Window
-from pipeline.pace.cost import LEAST, LOWERED_PER_S, REPLIES, CostFactor, Mark
+from pipeline.pace.cost import CostFactor, Mark
 
 LIMIT = 100_000.0
+LEAST, LOWERED_PER_S, REPLIES = 0.02, 0.9, 10
 
 
 def feed(

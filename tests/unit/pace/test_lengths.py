@@ -6,7 +6,9 @@ import random
 
 import pytest
 
-from pipeline.pace.lengths import KEPT, KNOWN_FROM, LEARNT_FROM, LEAST, Lengths
+from pipeline.pace.lengths import Lengths
+
+LEARNT_FROM, KNOWN_FROM, KEPT, LEAST = 20, 100, 2_000, 16
 
 
 def learnt(lengths: list[int], quantile: float = 0.99) -> Lengths:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.pace.outage import FAILURES, LAST_PROBE_S, SILENCE_S, Outage
+from pipeline.pace.outage import Outage
+
+FAILURES, SILENCE_S, LAST_PROBE_S = 20, 30.0, 60.0
 
 
 def answered_once(workers: int = 4) -> Outage:

@@ -10,19 +10,16 @@ import pytest
 from pipeline.pace.rate import (
     AT_ONCE,
     BACK,
-    COOL_DOWN_S,
-    CUT,
     DOUBT_S,
-    GROWTH_PER_S,
     HELD_COSTS,
     HOLD_S,
     HOPE_S,
     LONGEST_HOLD_S,
-    RAMP_FROM,
-    RAMP_S,
     RISEN,
     Rate,
 )
+
+CUT, COOL_DOWN_S, GROWTH_PER_S, RAMP_FROM, RAMP_S = 0.8, 5.0, 0.01, 0.1, 10.0
 
 
 def cut(

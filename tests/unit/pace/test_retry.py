@@ -8,8 +8,6 @@ import pytest
 
 from pipeline.model import ErrorInfo, ErrorType
 from pipeline.pace.retry import (
-    CAP_S,
-    LEAST_S,
     Decision,
     Done,
     Fail,
@@ -38,6 +36,7 @@ from pipeline.pace.verdict import (
     Verdict,
 )
 
+CAP_S, LEAST_S = 30.0, 0.05
 ERROR = ErrorInfo(type=ErrorType.INTERNAL_SERVER, code="c", message="m", http_status=500)
 RULES = RetryRules(max_attempts=8, max_pause_s=600)
 VERDICTS: dict[type[Verdict], tuple[Verdict, type[Decision]]] = {

@@ -267,9 +267,39 @@ async def test_sealing_forgets_the_rows_their_payloads_and_the_range(path: Path)
             assert [span.first for span in reader.spans()] == [4]
             assert reader.parts() == [part(0, 3)]
         await journal.commit(outcome(5, 6, 7))
-        await journal.seal(part(4, 7), rest=None)
+        await journal.seal(part(4, 7, ok=3), rest=None)
         assert journal.pending_bytes == 0
+        assert (journal.totals.sealed_ok, journal.totals.sealed_failed) == (7, 1)
     assert payloads_in(path) == 0
+
+
+@pytest.mark.anyio
+async def test_only_what_lies_within_the_bounds_is_done_or_a_result(path: Path) -> None:
+    async with opened(path) as journal:
+        for ordinal in (1, 2, 4, 5):
+            await journal.commit(outcome(ordinal))
+        with journal.reader() as reader:
+            assert list(reader.done(2, 4)) == [1, 0, 1]
+            assert [row.ordinal for row, _ in reader.results(2, 4)] == [2, 4]
+            assert list(reader.results(3, 3)) == []
+
+
+@pytest.mark.anyio
+async def test_a_fact_noted_again_is_the_new_one(path: Path) -> None:
+    async with opened(path) as journal:
+        await journal.note("facts", {"vector_size": 3})
+        await journal.note("facts", {"vector_size": 4})
+        with journal.reader() as reader:
+            assert reader.noted("facts") == {"vector_size": 4}
+
+
+@pytest.mark.anyio
+async def test_rows_whose_usage_is_not_known_count_no_tokens(path: Path) -> None:
+    known = outcome(0)
+    rows = (replace(known.rows[0], usage=None), replace(known.rows[0], ordinal=1, usage=Usage()))
+    async with opened(path) as journal:
+        await journal.commit(replace(known, rows=rows, attempts=()))
+        assert journal.totals == Totals(ok=2)
 
 
 @pytest.mark.anyio
@@ -366,6 +396,13 @@ def test_there_is_nothing_to_read_where_nothing_was_written(path: Path) -> None:
     assert not path.exists()
 
 
+def test_a_journal_that_a_crash_left_without_its_tables_is_none(path: Path) -> None:
+    sqlite3.connect(path).close()
+    path.touch()
+    with pytest.raises(FileNotFoundError):
+        JournalReader(path)
+
+
 def files_of(layout: Layout) -> list[str]:
     return sorted(file.name for file in layout.attempts.iterdir())
 
@@ -415,6 +452,32 @@ async def test_attempts_that_a_crash_left_in_a_file_and_in_the_journal_are_count
         with journal.reader() as reader:
             assert reader.attempts() == []
     assert attempts_in(layout) == [[n] for n in range(8)]
+
+
+@pytest.mark.anyio
+async def test_attempts_are_read_and_forgotten_by_their_numbers(path: Path) -> None:
+    async with opened(path) as journal:
+        with journal.reader() as reader:
+            assert reader.attempt_bounds(limit=3) is None
+        await journal.keep_attempts(tuple(attempt(n) for n in range(5)))
+        with journal.reader() as reader:
+            assert reader.attempt_bounds(limit=3) == (1, 3)
+            assert reader.attempt_bounds(limit=9) == (1, 5)
+            assert [number for number, _ in reader.attempts(after=1, limit=2)] == [2, 3]
+        await journal.drop_attempts(1, 3)
+        with journal.reader() as reader:
+            assert reader.attempt_bounds(limit=3) == (4, 5)
+            assert [number for number, _ in reader.attempts()] == [4, 5]
+
+
+@pytest.mark.anyio
+async def test_attempts_are_read_at_most_five_hundred_at_a_time(path: Path) -> None:
+    async with opened(path) as journal:
+        await journal.keep_attempts(tuple(attempt(n) for n in range(1_203)))
+        with journal.reader() as reader:
+            chunks = list(reader.attempt_chunks(2, 1_202))
+    assert [len(chunk) for chunk in chunks] == [500, 500, 201]
+    assert [one.ordinals for chunk in chunks for one in chunk] == [(n,) for n in range(1, 1_202)]
 
 
 def every_field_filled(kind: Callable[..., Any], **given: Any) -> Any:
@@ -478,15 +541,20 @@ async def test_pieces_of_a_row_are_kept_until_the_row_is_committed(path: Path) -
         with journal.reader() as reader:
             assert reader.pieces(7) == {}
             assert set(reader.pieces(8)) == {"0-600"}
+        await journal.commit(outcome(8, failed=True))
+        with journal.reader() as reader:
+            assert set(reader.pieces(8)) == {"0-600"}, "the row may be sent again, and its piece is paid for"
 
 
 @pytest.mark.anyio
 async def test_files_of_rows_are_known_once_the_row_is_committed(path: Path) -> None:
     file = WrittenFile(name="media/000000000001.mp3", bytes=3, sha256="aa")
+    before = WrittenFile(name="media/000000000000.mp3", bytes=4, sha256="bb")
     async with opened(path) as journal:
         await journal.commit(replace(outcome(1), files=(file,)))
+        await journal.commit(replace(outcome(0), files=(before,)))
         with journal.reader() as reader:
-            assert list(reader.files()) == [file]
+            assert list(reader.files()) == [before, file]
             assert reader.has_file(file.name)
             assert not reader.has_file("media/000000000002.mp3")
 
