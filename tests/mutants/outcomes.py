@@ -6,7 +6,14 @@ import json
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# The first example that fails is enough: nobody reads the smallest one.
+hypothesis.settings.register_profile(
+    "mutants", phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate), database=None, derandomize=True
+)
+hypothesis.settings.load_profile("mutants")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -23,6 +23,8 @@ from queue import SimpleQueue
 from mutants.mutants import ROOT, SECONDS, Mutant, mutants
 
 SECONDS_A_MUTANT = 600
+PLUGINS = ("anyio", "pytest_timeout", "mutants.outcomes")
+"""All that the tests need; to load every plugin there is takes longer than most of them."""
 LEFT_OUT = (".git", ".venv", "out", "dist", "__pycache__", ".*_cache", ".hypothesis")
 
 
@@ -118,11 +120,18 @@ def _outcomes(
     told = copy / "outcomes.jsonl"
     told.unlink(missing_ok=True)
     command = [
-        *(sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "-p", "mutants.outcomes"),
+        *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider"),
+        *(f"-p{plugin}" for plugin in PLUGINS),
         *("-o", f"timeout={seconds}", *tests),
     ]
     paths = os.pathsep.join([str(copy), str(copy / "tests")])
-    changed = {**os.environ, **environ, "PYTHONPATH": paths, "MUTANTS_OUTCOMES": str(told)}
+    changed = {
+        **os.environ,
+        **environ,
+        "PYTHONPATH": paths,
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "MUTANTS_OUTCOMES": str(told),
+    }
     try:
         subprocess.run(
             command,

@@ -130,7 +130,8 @@ def _pytest(tests: Sequence[str]) -> int:
     import hypothesis  # noqa: PLC0415 - after the fork
     import pytest  # noqa: PLC0415
 
-    hypothesis.settings.register_profile("mutation", database=None, derandomize=True)
+    phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+    hypothesis.settings.register_profile("mutation", phases=phases, database=None, derandomize=True)
     hypothesis.settings.load_profile("mutation")
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     return int(

@@ -149,6 +149,16 @@ def test_what_is_given_back_may_leave_again() -> None:
     assert admission.ready_at(5.0, 600) == 5.0
 
 
+def test_what_is_given_back_counts_for_nothing() -> None:
+    admission = Admission(requests_per_minute=600, tokens_per_minute=60_000)
+    admission.take(1.0, 500)
+    before = admission.mark(2.0)
+    admission.take(2.0, 300)
+    admission.give_back(2.0, 300)
+    assert admission.mark(2.0) == before
+    assert admission.used(61.0) == pytest.approx(500 / 60_000)
+
+
 def test_the_gate_holds_everything_back() -> None:
     admission = Admission(requests_per_minute=None, tokens_per_minute=None)
     admission.refused(1.0, 10.0, kind=ThrottleKind.UNNAMED, sent_at=0.5, tokens=1, random=lambda: 0.0)
@@ -269,6 +279,24 @@ def test_what_has_come_back_since_a_reply_was_judged_may_leave() -> None:
     assert admission.ready_at(10.5, 1) == pytest.approx(11.008, abs=0.01)
     admission.observe(20.0, limit_requests=60, remaining_requests=0, mark=mark)
     assert admission.ready_at(20.0, 1) == 20.0
+
+
+def test_replies_that_tell_what_is_left_hold_nobody_back_however_long_a_run_is() -> None:
+    admission = Admission(requests_per_minute=60, tokens_per_minute=60_000)
+    now = 0.0
+    for number in range(300):
+        now = admission.ready_at(now, 1_000)
+        admission.take(now, 1_000)
+        left = max(0, 59 - number)
+        admission.observe(
+            now + 0.2,
+            limit_requests=60,
+            limit_tokens=60_000,
+            remaining_requests=1,
+            remaining_tokens=1_000 * left,
+            mark=admission.mark(now),
+        )
+    assert now == pytest.approx(300, rel=0.02)
 
 
 def test_the_service_s_higher_limit_is_known_but_not_used() -> None:

@@ -103,9 +103,51 @@ def test_a_refusal_raises_the_factor_and_ends_the_lowering_for_a_while() -> None
     learnt = cost.factor
     cost.refused(90.0)
     raised = cost.factor
-    assert learnt < raised <= 1
+    assert raised == pytest.approx(1.01 * learnt)
     feed(cost, lambda tokens: tokens / 4, seconds=55, begin=90)
     assert cost.factor == raised
+    feed(cost, lambda tokens: tokens / 4, seconds=15, begin=145)
+    assert cost.factor < raised, "a minute after a first refusal"
+    cost.refused(160.0)
+    raised = cost.factor
+    feed(cost, lambda tokens: tokens / 8, seconds=115, begin=160)
+    assert cost.factor == raised, "two minutes after a second one"
+    feed(cost, lambda tokens: tokens / 8, seconds=15, begin=275)
+    assert cost.factor < raised
+
+
+def test_a_refusal_never_raises_the_factor_above_one_nor_lowers_one_that_is() -> None:
+    cost = CostFactor()
+    feed(cost, lambda tokens: 0.995 * tokens, seconds=90)
+    cost.refused(90.0)
+    assert cost.factor == 1.0
+    feed(dear := CostFactor(), lambda tokens: 4 * tokens, seconds=60, per_second=0.95 * LIMIT / 500 / 60 / 4)
+    learnt = dear.factor
+    dear.refused(60.0)
+    assert dear.factor == learnt > 1
+
+
+def test_with_less_than_half_of_a_minute_gone_the_factor_does_not_rise() -> None:
+    cost = CostFactor()
+    feed(cost, lambda tokens: 4 * tokens, seconds=60, per_second=0.45 * LIMIT / 500 / 60 / 4)
+    assert cost.factor == 1.0
+
+
+def test_the_factor_rises_from_the_third_reply_on_and_to_fifty_at_most() -> None:
+    cost = CostFactor()
+    factors = []
+    for number in range(4):
+        cost.sent(number, 1.0)
+        cost.learn(number, cost.mark(number), limit=LIMIT, remaining=LIMIT * (1 - (number + 4) / 8))
+        factors.append(cost.factor)
+    assert factors == [1.0, 1.0, 50.0, 50.0]
+
+
+def test_what_was_not_sent_after_all_is_taken_back() -> None:
+    cost = CostFactor()
+    for tokens in (100.0, 300.0, -300.0):
+        cost.sent(1.0, tokens)
+    assert cost.mark(2.0) == Mark(at=2.0, requests=1.0, tokens=100.0, minute=100.0)
 
 
 @pytest.mark.parametrize("remaining", [0.0, LIMIT, 10 * LIMIT])

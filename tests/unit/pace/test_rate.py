@@ -100,6 +100,14 @@ def test_what_passed_says_nothing_of_the_limit_where_the_rate_was_not_used(sent:
     assert Rate(ceiling=None).at_ease(100, sent) == 100
 
 
+def test_what_leaves_at_the_full_rate_or_during_a_ramp_is_no_growth() -> None:
+    rate = Rate(ceiling=600)
+    assert not any(rate.used(number / 10, 1) for number in range(100))
+    rate.ramp(10.0)
+    assert not any(rate.used(10 + number, 1) for number in range(9))
+    assert rate.per_minute == 60
+
+
 def test_what_is_used_grows_by_a_hundredth_a_second_up_to_the_ceiling() -> None:
     rate = Rate(ceiling=6000)
     rate.ease(0.0)

@@ -125,7 +125,7 @@ def test_an_error_without_a_code_is_called_by_its_status(status: int, type_: Err
 @pytest.mark.parametrize("result", ["content_filter_result", "content_filter_results"])
 def test_a_filtered_prompt_is_a_rows_content_filter_in_all_four_spellings(inner: str, result: str) -> None:
     innermost = {"code": "ResponsibleAIPolicyViolation", result: FILTERED}
-    for code in ("content_filter", None, "400", "contentFilter"):
+    for code in ("content_filter", None, "400", "contentFilter", "invalid_request_error"):
         error = {"message": "filtered", "type": None, "param": "prompt", "code": code, "status": 400, inner: innermost}
         verdict = classify(reply(400, json.dumps({"error": error}).encode(), x_should_retry="true"))
         assert isinstance(verdict, RowRefused)
