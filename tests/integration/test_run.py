@@ -105,6 +105,7 @@ async def test_the_same_answers_give_the_same_cells_whoever_answered_first(bench
     await bench.run(Service())
     names = ["ordinal", "id", "text", "n", "status", "embedding", "error", "usage"]
     first = [{name: row[name] for name in names} for row in bench.table()]
+    assert [row["ordinal"] for row in first] == list(range(25))
     await bench.run(Service(latency_s=0.001), fresh=True)
     assert [{name: row[name] for name in names} for row in bench.table()] == first
 

@@ -319,6 +319,13 @@ def test_use_is_the_share_of_what_the_limits_allowed_while_they_held() -> None:
     assert admission.used(now + 60) == pytest.approx(600 / 900, rel=0.01)
 
 
+def test_what_a_limit_allowed_before_it_changed_is_counted_though_nobody_asked_by_then() -> None:
+    admission = Admission(requests_per_minute=600, tokens_per_minute=None)
+    now = spend(admission, 0.0, 60.0)
+    admission.observe(now, limit_requests=300)
+    assert admission.used(now + 60) == pytest.approx(600 / 900, rel=0.01)
+
+
 def test_a_deployment_that_was_away_begins_slowly() -> None:
     admission = Admission(requests_per_minute=600, tokens_per_minute=60_000)
     admission.reopen(100.0)

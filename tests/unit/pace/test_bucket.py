@@ -18,6 +18,14 @@ def test_a_bucket_gives_its_rate_and_no_more() -> None:
     assert 1000 <= left <= 1002
 
 
+def test_a_clock_that_steps_back_gives_no_leave_and_takes_none() -> None:
+    bucket = Bucket(rate=10, least=1, slack=0.5, now=100.0)
+    bucket.take(100.0, 1)
+    assert bucket.level(50.0) == 0.0
+    assert bucket.ready_at(50.0, 1) == pytest.approx(50.1)
+    assert bucket.level(100.05) == pytest.approx(0.5)
+
+
 def test_idleness_saves_up_no_more_than_the_burst() -> None:
     bucket = Bucket(rate=10, least=1, slack=0.5, now=0.0)
     assert bucket.level(1000.0) == 1.5
