@@ -15,6 +15,7 @@ import anyio
 
 from pipeline import operations
 from pipeline.clock import Clock, SystemClock
+from pipeline.engines.descriptors import ensure_descriptors
 from pipeline.engines.local import Sealing, SealRules, run_local
 from pipeline.engines.signals import obeyed_signals
 from pipeline.engines.stall import StallGuard
@@ -92,6 +93,7 @@ async def run_job(
     Raises JobFileError, JobChangedError, InputChangedError, SourceError, FolderHeldError and StorageError when the
     run cannot begin. What ends it later is in the summary: `state`, `reason` and `exit_code`.
     """
+    ensure_descriptors(job)
     clock = clock or SystemClock()
     layout = Layout(job.output.path)
     now = datetime.fromtimestamp(clock.wall(), UTC)
