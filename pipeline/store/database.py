@@ -25,7 +25,7 @@ def open_database(path: Path) -> Connection:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
     with database_errors(path.name):
         return _connected(
-            path,
+            str(path),
             "journal_mode=WAL",
             "synchronous=FULL",
             "fullfsync=ON",
@@ -41,12 +41,26 @@ def open_reader(path: Path) -> Connection:
     """Open an existing database for reading beside its writer. Raises FileNotFoundError where there is none."""
     if not path.is_file():
         raise FileNotFoundError(path)
+    place = str(path)
+    if not os.access(path.parent, os.W_OK) and not _has_log(path):
+        # Readers keep marks in files beside the database. Where none can be made, nobody can be writing either, and
+        # a database that was closed cleanly can be read as it is.
+        place = f"{path.absolute().as_uri()}?immutable=1"
     with database_errors(path.name):
-        return _connected(path, "query_only=ON", "cache_size=-1024")
+        return _connected(place, "query_only=ON", "cache_size=-1024")
 
 
-def _connected(path: Path, *settings: str) -> Connection:
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
+def _has_log(path: Path) -> bool:
+    """Whether a write-ahead log holds changes that are not in the database's file yet."""
+    log = path.with_name(f"{path.name}-wal")
+    return log.is_file() and log.stat().st_size > 0
+
+
+def _connected(place: str, *settings: str) -> Connection:
+    """Connect to a path, or to a `file:` URI."""
+    connection = sqlite3.connect(
+        place, isolation_level=None, check_same_thread=False, timeout=30, uri=place.startswith("file:///")
+    )
     try:
         for setting in settings:
             connection.execute(f"PRAGMA {setting}")
