@@ -9,7 +9,8 @@ UV_VERSION := 0.13.9
 LOCK = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-audio test chaos guarantees mutation bench check format lint types floors lock audit clean
+.PHONY: help demo demo-audio test chaos-quick chaos chaos-report guarantees mutation bench check format lint types floors
+.PHONY: lock audit clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -35,18 +36,35 @@ demo-audio: $(AUDIO_READY) ## speak texts, transcribe real recordings with Whisp
 	@$(BIN)/pipeline run jobs/transcribe_recordings.yaml --simulate --simulate-speed 60 --fresh
 	@$(BIN)/python sample_data/word_error_rate.py out/transcribe-recordings.simulated
 
-test: $(READY) ## run the tests: unit, contract, golden, integration, cli, security, chaos at its quick counts
-	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -rs
+test: $(READY) ## run the tests: unit, contract, golden, integration, cli, security, kills at their quick counts
+	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -rs -m "not chaos"
 
-chaos: $(READY) ## kill and fail runs at the full counts: SEED=… replays
-	@PIPELINE_SEED=$(or $(SEED),20) PIPELINE_KILLS=500 PIPELINE_SYSCALL_KILLS=400 PIPELINE_SYSCALL_ERRORS=300 \
-		$(BIN)/python -m pytest tests/chaos -s -o timeout=0
+# Lines of the fault report; classes that a report must hold, or say why the machine cannot try them.
+FAULTS := out/faults
+NEEDED := F1,F2,F3,F4,F5,F6,F15,F16,F17,F21
+SEED ?= 20
+# $(call faults,LINES,PYTEST OPTIONS,REPORT OPTIONS): run the fault tests, then the report; either may fail it.
+faults = mkdir -p $(FAULTS); rm -f $(1); echo "seed $(SEED)"; status=0; \
+	PIPELINE_FAULT_REPORT=$(CURDIR)/$(1) PIPELINE_SEED=$(SEED) \
+	$(BIN)/python -m pytest tests/chaos --numprocesses 2 --dist worksteal -rs $(2) || status=1; \
+	$(BIN)/python tests/chaos/report.py $(1) --need $(or $(FAULT),$(NEEDED)) $(3) || status=1; exit $$status
+
+chaos-quick: $(READY) ## try the faults that make test leaves out, at their quick counts: FAULT=F4 for one, SEED=… replays
+	@PIPELINE_FAULT=$(FAULT); export PIPELINE_FAULT; \
+		$(call faults,$(FAULTS)/quick.jsonl,-m chaos,--title "Fault matrix at its quick counts")
+
+chaos: $(READY) ## try all faults at their full counts: FAULT=F4 for one, SEED=… replays; chaos-report writes it down
+	@PIPELINE_CHAOS=full; PIPELINE_FAULT=$(FAULT); export PIPELINE_CHAOS PIPELINE_FAULT; $(if $(FAULT),,rm -f $(FAULTS)/full*;) \
+		$(call faults,$(FAULTS)/full$(addprefix -,$(FAULT)).jsonl,,)
+
+chaos-report: $(READY) ## print the fault matrix of what make chaos last found: REPORT=docs/fault-matrix.md writes it there
+	@$(BIN)/python tests/chaos/report.py $(wildcard $(FAULTS)/full.jsonl $(FAULTS)/full-*.jsonl) $(if $(REPORT),--markdown $(REPORT))
 
 guarantees: $(READY) ## break each guarantee by one line, in a copy, and see its tests fail: ONLY=G7 for one
 	@PYTHONPATH=tests $(BIN)/python -m mutants.run --only "$(ONLY)"
 
 mutation: $(READY) ## change pacing, classification and journal a little, many times: do their unit tests notice?
-	@PYTHONPATH=tests $(BIN)/python -m mutation.run --seed $(or $(SEED),1) --count $(or $(COUNT),400)
+	@PYTHONPATH=tests $(BIN)/python -m mutation.run --seed $(SEED) --count $(or $(COUNT),400)
 
 bench: $(READY) ## measure the wire, and how much of a quota is used in nine scenarios (about a quarter of an hour)
 	@$(BIN)/python benchmarks/wire.py

@@ -21,30 +21,20 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from chaos.forked import Child, Forked
+from chaos.kinds import KINDS, SOUNDS, Kind, text_of
 
-from pipeline.simulator.ledger import Answered, Arrived, messages_key, read_ledger, text_key
+from pipeline.simulator.ledger import Arrived, read_ledger
 from pipeline.simulator.serve import SimulatorProcess
-from pipeline.simulator.vectors import hash_vector
+from pipeline.store.folder import Layout
+from pipeline.store.journal import JournalReader
+from pipeline.store.verify import verify_folder
 
 WORKERS = 8
 PACK = 16
-DIMENSIONS = 8
-SYSTEM = "Say it in one sentence."
-
-
-def text_of(ordinal: int) -> str:
-    """The text of a row; no two are alike, and the answer shows which it was."""
-    return f"Row {ordinal} speaks of the tide at quay {ordinal * 7919 % 100_003}. It turns twice a day."
-
-
-def messages_of(ordinal: int) -> list[dict[str, str]]:
-    """The messages that the chat job renders for a row."""
-    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text_of(ordinal)}]
-
-
-def key_of(operation: str, ordinal: int) -> str:
-    """The row's name in the simulator's ledger."""
-    return messages_key(messages_of(ordinal)) if operation == "chat" else text_key(text_of(ordinal))
+Popen = subprocess.Popen[bytes] | Child
+OPAQUE = {"vectors": "hash", "audio": "opaque"}
+"""A simulator that answers by its request, without a model."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -59,36 +49,56 @@ class Scene:
     part_rows: int = 100
     pack: int = PACK
     environ: dict[str, str] = field(default_factory=dict)
+    forked: Forked | None = None
+    wrap: tuple[str, ...] = ()
+    asking: Kind | None = None
+    asked_before: int = 0
+    out: Path = field(default=Path())
+    run: dict[str, Any] = field(default_factory=dict)
+    request: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Write the input and the job file."""
+        """Write the input and the job file. `out` is below the folder unless it is given."""
+        if self.out == Path():
+            self.out = self.folder / "out"
         with (self.folder / "rows.jsonl").open("w") as file:
             for ordinal in range(self.rows):
                 file.write(json.dumps({"id": f"r{ordinal}", "text": text_of(ordinal), "price": ordinal / 4}) + "\n")
-        request: dict[str, Any] = {
-            "messages": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "{{ text }}"}],
-            "max_tokens": 60,
+        if self.kind.prepare is not None:
+            self.kind.prepare(self.folder, self.rows)
+        self.ask(self.simulator)
+
+    def ask(self, simulator: SimulatorProcess) -> None:
+        """Write the job file, which asks this simulator from now on."""
+        self.simulator = simulator
+        kind = self.kind
+        deployment: dict[str, Any] = {
+            "endpoint": simulator.url,
+            "api": "azure",
+            "deployment": kind.deployment,
+            "model": kind.model,
+            "key": "${SIMULATOR_KEY}",
         }
+        if kind.api_version is not None:
+            deployment["api_version"] = kind.api_version
         if self.operation == "embeddings":
-            request = {"input": "{{ text }}", "dimensions": DIMENSIONS}
+            deployment["max_inputs"] = self.pack
         job = {
             "operation": self.operation,
             "input": {"path": "rows.jsonl", "id": "id"},
-            "request": request,
-            "deployments": [
-                {
-                    "endpoint": self.simulator.url,
-                    "api": "azure",
-                    "deployment": "d",
-                    "model": "gpt-4o-mini" if self.operation == "chat" else "text-embedding-3-small",
-                    "key": "${SIMULATOR_KEY}",
-                    "max_inputs": self.pack,
-                }
-            ],
-            "output": {"path": "out", "part_rows": self.part_rows},
-            "run": {"workers": WORKERS, "timeout": "20s"},
+            "request": {**kind.request, **self.request},
+            "deployments": [deployment],
+            "output": {"path": str(self.out), "part_rows": self.part_rows, **kind.output},
+            "run": {"workers": WORKERS, "timeout": "20s", **self.run},
         }
+        if kind.prepare is not None:
+            job["input"]["media_root"] = SOUNDS
         self.job.write_text(json.dumps(job))
+
+    @property
+    def kind(self) -> Kind:
+        """How its operation is asked."""
+        return self.asking or KINDS[self.operation]
 
     @property
     def job(self) -> Path:
@@ -96,31 +106,47 @@ class Scene:
         return self.folder / "job.json"
 
     @property
-    def out(self) -> Path:
-        """The output folder."""
-        return self.folder / "out"
+    def layout(self) -> Layout:
+        """The output folder's places."""
+        return Layout(self.out)
 
-    def start(self, *, wrap: Sequence[str] = (), log: Path | None = None) -> subprocess.Popen[bytes]:
+    def start(self) -> Popen:
         """Start `pipeline run` in a process group of its own."""
-        command = [*wrap, sys.executable, "-m", "pipeline", "run", str(self.job), "--progress", "none", "--json"]
-        errors = (log or self.folder / "stderr.txt").open("ab")
-        with errors:
+        self.asked_before = self.asked()
+        arguments = ["run", str(self.job), "--progress", "none", "--json"]
+        errors = self.folder / "stderr.txt"
+        if self.forked is not None:
+            return self.forked.start(*arguments, errors=errors)
+        with errors.open("ab") as file:
             return subprocess.Popen(
-                command,
+                [*self.wrap, sys.executable, "-m", "pipeline", *arguments],
                 stdout=subprocess.DEVNULL,
-                stderr=errors,
+                stderr=file,
                 env={**os.environ, "SIMULATOR_KEY": "k", **self.environ},
                 start_new_session=True,
             )
 
     def finish(self) -> int:
         """Run to the end; returns the exit code."""
-        return self.start().wait(120)
+        process = self.start()
+        try:
+            return process.wait(300)
+        finally:
+            process.kill()
+            process.wait()
 
     def in_flight(self) -> int:
-        """How many requests the simulator holds right now."""
-        with urllib.request.urlopen(f"{self.simulator.url}/_simulator/stats", timeout=5) as reply:
-            return int(json.load(reply)["in_flight"])
+        """How many requests the simulator holds right now, those of runs that are gone among them."""
+        return int(self._stats()["in_flight"])
+
+    def asked(self) -> int:
+        """How many requests the simulator was sent since it started."""
+        stats = self._stats()
+        return int(stats["in_flight"]) + int(stats["answered"])
+
+    def _stats(self) -> dict[str, Any]:
+        with urllib.request.urlopen(f"{self.simulator.url}/_simulator/stats", timeout=30) as reply:
+            return dict(json.load(reply))
 
     def said(self) -> str:
         """What the runs wrote to stderr."""
@@ -129,61 +155,91 @@ class Scene:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kill:
-    """One SIGKILL: when, and how many requests the ledger showed in flight at that moment."""
+    """One SIGKILL: when, in epoch seconds, and how many requests the simulator held just before.
+
+    `first_s` is the time in seconds from the start of the run that it ended to that run's first request.
+    """
 
     at: float
     in_flight: int
+    first_s: float
 
 
 def kill_while_in_flight(scene: Scene, dice: random.Random, *, within_s: tuple[float, float]) -> Kill | None:
     """Start a run and kill it at a random time with requests in flight; None when the run ended before."""
     process = scene.start()
     try:
-        while scene.in_flight() == 0:
-            if process.poll() is not None:
-                return None
-            time.sleep(0.005)
+        first_s = wait_for_a_request(scene, process)
+        if first_s is None:
+            return None
         time.sleep(dice.uniform(*within_s))
         until = time.monotonic() + 5
-        while scene.in_flight() == 0 and time.monotonic() < until:
+        while (in_flight := scene.in_flight()) == 0 and time.monotonic() < until:
             time.sleep(0.002)
         at = time.time()
         os.killpg(process.pid, signal.SIGKILL)
     finally:
         process.kill()
         process.wait()
-    calls, answers = _calls(scene.ledger)
-    held = sum(call.t <= at and answers.get((call.session, call.seq), at + 1) > at for call in calls)
-    return Kill(at=at, in_flight=held)
+    return Kill(at=at, in_flight=in_flight, first_s=first_s)
 
 
-def resent_after(scene: Scene, kills: Sequence[Kill]) -> list[int]:
-    """For each kill, how many requests of the run that it ended were sent again, whole or in part, by a later one."""
-    calls, _ = _calls(scene.ledger)
-    ends = [kill.at for kill in kills]
+def wait_for_a_request(scene: Scene, process: Popen) -> float | None:
+    """Wait for the first request of the run that was just started; returns the seconds it took, None when it ended."""
+    began = time.monotonic()
+    while scene.asked() == scene.asked_before:
+        if process.poll() is not None:
+            return None
+        time.sleep(0.01)
+    return time.monotonic() - began
+
+
+def resent_after(scene: Scene, ends: Sequence[float]) -> list[int]:
+    """For each run that ended at a moment of `ends`, in epoch seconds, how many of its requests were sent again.
+
+    A request counts when a later run sent it whole or in part.
+    """
     last_sent: dict[str, tuple[int, tuple[int, int]]] = {}
     blamed: dict[int, set[tuple[int, int]]] = defaultdict(set)
-    for call in calls:
+    for call in arrivals(scene.ledger):
         run = sum(end < call.t for end in ends)
         for key in call.keys:
             before = last_sent.get(key)
             if before is not None and before[0] < run:
                 blamed[before[0]].add(before[1])
             last_sent[key] = (run, (call.session, call.seq))
-    return [len(blamed[index]) for index in range(len(kills))]
+    return [len(blamed[index]) for index in range(len(ends))]
 
 
 def calls_by_row(scene: Scene) -> Counter[int]:
     """How often each row was asked for, by the ledger."""
-    ordinals = {key_of(scene.operation, ordinal): ordinal for ordinal in range(scene.rows)}
+    ordinals = {scene.kind.key(ordinal): ordinal for ordinal in range(scene.rows)}
     counted: Counter[int] = Counter()
-    for call in _calls(scene.ledger)[0]:
+    for call in arrivals(scene.ledger):
         counted.update(ordinals[key] for key in call.keys)
     return counted
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Harm:
+    """Rows that are not in the parts, and rows that are there more than once."""
+
+    lost: int
+    doubled: int
+
+
+def harm(scene: Scene, *, rows: int | None = None) -> Harm:
+    """Count the rows that the parts have lost or doubled; all are lost where there are no parts."""
+    counted = Counter(read_parts(scene.out)["ordinal"].to_pylist()) if list(scene.out.glob("part-*")) else Counter()
+    wanted = range(scene.rows if rows is None else rows)
+    return Harm(lost=sum(not counted[ordinal] for ordinal in wanted), doubled=sum(n - 1 for n in counted.values()))
+
+
 def assert_whole(scene: Scene, *, rows: int | None = None) -> pa.Table:
-    """Every row once, in order, with its own answer and its own columns; returns the table."""
+    """Every row once, in order, with its own answer and its own columns, by all three witnesses; returns the table.
+
+    Files of rows are among them: as many as rows, none half. `verify` must find nothing.
+    """
     table = read_parts(scene.out)
     count = scene.rows if rows is None else rows
     assert table["ordinal"].to_pylist() == list(range(count))
@@ -191,14 +247,13 @@ def assert_whole(scene: Scene, *, rows: int | None = None) -> pa.Table:
     assert table["text"].to_pylist() == [text_of(ordinal) for ordinal in range(count)]
     assert table["price"].to_pylist() == [ordinal / 4 for ordinal in range(count)]
     assert set(table["status"].to_pylist()) == {"ok"}
-    if scene.operation == "chat":
-        for ordinal, answer in enumerate(table["output_text"].to_pylist()):
-            assert f"Row {ordinal} speaks" in answer, f"row {ordinal} holds another row's answer: {answer!r}"
-    else:
-        vectors = table["embedding"].combine_chunks()
-        flat = vectors.flatten().buffers()[1].to_pybytes()
-        for ordinal in range(count):
-            assert flat[ordinal * 4 * DIMENSIONS :][: 4 * DIMENSIONS] == hash_vector(text_of(ordinal), DIMENSIONS)
+    assert scene.kind.wrong(scene.out, table) == [], "rows hold other rows' answers"
+    if scene.kind.files:
+        assert len(list(scene.layout.media.iterdir())) == count
+    with JournalReader(scene.layout.journal) as reader:
+        assert reader.counts() == (0, 0)
+        assert sum(part.ok for part in reader.parts()) == count
+    assert verify_folder(scene.layout).findings == ()
     return table
 
 
@@ -207,13 +262,31 @@ def read_parts(folder: Path) -> pa.Table:
     return pa.concat_tables(pq.read_table(path) for path in sorted(folder.glob("part-*.parquet")))
 
 
-def _calls(ledger: Path) -> tuple[list[Arrived], dict[tuple[int, int], float]]:
-    calls: list[Arrived] = []
-    answers: dict[tuple[int, int], float] = {}
-    for line in read_ledger(ledger):
-        match line:
-            case Arrived():
-                calls.append(line)
-            case Answered():
-                answers[line.session, line.seq] = line.t
-    return calls, answers
+def answered_rows(scene: Scene) -> set[int]:
+    """The rows that the simulator answered with status 200, by its ledger."""
+    ordinals = {scene.kind.key(ordinal): ordinal for ordinal in range(scene.rows)}
+    asked: dict[tuple[int, int], tuple[str, ...]] = {}
+    answered: set[int] = set()
+    for line in read_ledger(scene.ledger):
+        if isinstance(line, Arrived):
+            asked[line.session, line.seq] = line.keys
+        elif line.status == 200 and line.fault is None:
+            answered.update(ordinals[key] for key in asked[line.session, line.seq])
+    return answered
+
+
+def kept_rows(scene: Scene) -> set[int]:
+    """The rows that are committed: in the journal, or in a part that it counts. None where there is no journal yet."""
+    try:
+        with JournalReader(scene.layout.journal) as reader:
+            parts = reader.parts()
+            flags = reader.done(0, scene.rows - 1)
+    except FileNotFoundError:
+        return set()
+    kept = {ordinal for ordinal, flag in enumerate(flags) if flag}
+    return kept.union(*(range(part.first, part.last + 1) for part in parts))
+
+
+def arrivals(ledger: Path) -> list[Arrived]:
+    """The requests that came in, in their order."""
+    return [line for line in read_ledger(ledger) if isinstance(line, Arrived)]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import anyio
@@ -18,14 +19,9 @@ from pipeline.job.load import load_job
 from pipeline.run import run_job
 
 PRELOAD = ["pipeline.run", "pipeline.job.load", "pipeline.operations.chat", "pipeline.operations.embeddings"]
-PRELOAD += ["pyarrow.parquet", "pyarrow.compute", "pyreqwest.client", "uvloop"]
-DURABLE = {
-    "fdatasync,fsync": 40,
-    "pwrite64": 300,
-    "rename,renameat,renameat2": 6,
-    "unlink,unlinkat": 8,
-}
-"""System calls that make things durable, and about how many of them a thread of the scene's run makes."""
+PRELOAD += ["pipeline.operations.speech", "pyarrow.parquet", "pyarrow.compute", "pyreqwest.client", "uvloop"]
+DURABLE = ("fdatasync,fsync", "pwrite64", "rename,renameat,renameat2", "unlink,unlinkat")
+"""System calls that make things durable, in groups that one injection counts together."""
 
 
 def run_to_the_end(job: Path, errors: Path) -> None:
@@ -52,31 +48,39 @@ class Injector:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOAD)
 
-    def run(self, job: Path, *, inject: str | None, errors: Path, timeout_s: float = 60.0) -> int:
+    def run(self, job: Path, *, inject: str | None, errors: Path, timeout_s: float = 120.0) -> int:
         """Run the job, with an injection of strace's if one is given; returns the exit code, -9 when it was killed."""
+        if inject is None:
+            return self._run(job, errors, None, timeout_s)
+        options = ["-o", "/dev/null", "-e", f"trace={inject.partition(':')[0]}", "-e", f"inject={inject}"]
+        return self._run(job, errors, options, timeout_s)
+
+    def most_calls(self, job: Path, *, errors: Path, trace: Path) -> dict[str, int]:
+        """Run the job to its end; returns how many calls of each group of DURABLE the busiest thread made.
+
+        A number of a call is counted by strace for each thread on its own.
+        """
+        options = ["-o", str(trace), "-e", f"trace={','.join(DURABLE)}"]
+        assert self._run(job, errors, options, 120.0) == 0, errors.read_text()
+        most = {}
+        for group in DURABLE:
+            names = group.split(",")
+            threads: Counter[str] = Counter()
+            for line in trace.read_text().splitlines():
+                thread, _, call = line.partition(" ")
+                threads[thread] += call.strip().partition("(")[0] in names
+            most[group] = max(threads.values(), default=0)
+        return most
+
+    def _run(self, job: Path, errors: Path, options: list[str] | None, timeout_s: float) -> int:
         child = self._context.Process(target=run_to_the_end, args=(job, errors))
         child.start()
         assert child.pid is not None
         _wait_until_stopped(child.pid)
         tracer = None
-        if inject is not None:
-            names = inject.partition(":")[0]
-            tracer = subprocess.Popen(
-                [
-                    "strace",
-                    "-f",
-                    "-qq",
-                    "-o",
-                    "/dev/null",
-                    "-e",
-                    f"trace={names}",
-                    "-e",
-                    f"inject={inject}",
-                    "-p",
-                    str(child.pid),
-                ],
-                stderr=subprocess.DEVNULL,
-            )
+        if options is not None:
+            command = ["strace", "-f", "-qq", *options, "-p", str(child.pid)]
+            tracer = subprocess.Popen(command, stderr=subprocess.DEVNULL)
             _wait_until_traced(child.pid)
         os.kill(child.pid, signal.SIGCONT)
         child.join(timeout_s)
@@ -85,7 +89,7 @@ class Injector:
         child.join()
         if tracer is not None:
             tracer.wait(10)
-        assert not hung, f"the run did not end within {timeout_s} s under {inject}"
+        assert not hung, f"the run did not end within {timeout_s} s under {options}"
         code: int = child.exitcode
         child.close()
         return code
@@ -101,7 +105,7 @@ def _wait_until_traced(pid: int) -> None:
 
 def _poll(pid: int, name: str, wanted: str | None) -> None:
     """Look at /proc until the process is as wanted (None: until the figure is not 0)."""
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while time.monotonic() < until:
         value = _status(pid, name)
         if (wanted is None and value != "0") or (wanted is not None and value.upper().startswith(wanted)):

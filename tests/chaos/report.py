@@ -48,6 +48,9 @@ FAULTS = {
 }
 """Every fault class, in the order of the table."""
 
+NOT_RUN = "not run"
+"""What the table says of a class without any line."""
+
 HONEST = (
     "F2, F3 and F21 need strace and the right to trace; F4 needs root and a loop device; F5 needs the right to mount.",
     "F4 tests the logic of ext4, not a disk that lies about a flush.",
@@ -122,6 +125,15 @@ def read(path: Path) -> list[Line]:
     return lines
 
 
+def latest(files: Iterable[Sequence[Line]]) -> list[Line]:
+    """The lines of all files; those of a class come from the last file that has any of it."""
+    kept: list[Line] = []
+    for lines in files:
+        again = {line.fault for line in lines}
+        kept = [line for line in kept if line.fault not in again] + list(lines)
+    return kept
+
+
 def merge(lines: Iterable[Line]) -> list[Line]:
     """One line a fault class and variant, in the order of FAULTS; a class without any is a line that was skipped."""
     merged: dict[tuple[str, str], Line] = {}
@@ -131,7 +143,7 @@ def merge(lines: Iterable[Line]) -> list[Line]:
     tried = {fault for (fault, _), line in merged.items() if line.tried}
     table = [line for line in merged.values() if line.tried or line.fault not in tried]
     seen = {line.fault for line in table}
-    table += [Line(fault=fault, what=what, skipped="not run") for fault, what in FAULTS.items() if fault not in seen]
+    table += [Line(fault=fault, what=what, skipped=NOT_RUN) for fault, what in FAULTS.items() if fault not in seen]
     order = list(FAULTS)
     return sorted(table, key=lambda line: order.index(line.fault))
 
@@ -152,23 +164,31 @@ def markdown(table: Sequence[Line], *, title: str = "Fault matrix", preface: str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print or write the table; 1 when a class that `--need` names was skipped, or a row was lost or doubled."""
+    """Print or write the table; 1 when a class of `--need` is not in it, or a row was lost or doubled."""
     parser = argparse.ArgumentParser(description="Make one table of what the fault tests recorded.")
-    parser.add_argument("lines", type=Path, metavar="LINES", help=f"the file that {LINES} named")
+    parser.add_argument(
+        "lines",
+        type=Path,
+        nargs="*",
+        metavar="LINES",
+        help=f"files that {LINES} named; what a later one says of a class replaces what an earlier one says",
+    )
     parser.add_argument("--markdown", type=Path, metavar="OUT", help="write the table here, too")
     parser.add_argument("--title", default="Fault matrix")
     parser.add_argument("--preface", default="", help="a paragraph above the table")
-    parser.add_argument("--need", default="", metavar="F1,F2", help="classes that must have been run")
+    parser.add_argument(
+        "--need", default="", metavar="F1,F2", help="classes that must be there, if only as a skip with its reason"
+    )
     options = parser.parse_args(arguments)
-    table = merge(read(options.lines))
+    table = merge(latest(read(path) for path in options.lines))
     page = markdown(table, title=options.title, preface=options.preface) + "\n"
     print(page, end="")
     if options.markdown is not None:
         options.markdown.write_text(page)
     needed = {_known(fault) for fault in options.need.split(",") if fault}
-    missing = [fault for fault in FAULTS if fault in needed & {line.fault for line in table if line.skipped}]
+    missing = [fault for fault in FAULTS if fault in needed & {line.fault for line in table if line.skipped == NOT_RUN}]
     if missing:
-        print(f"not run, and they must be: {', '.join(missing)}", file=sys.stderr)
+        print(f"not run, and nothing says why: {', '.join(missing)}", file=sys.stderr)
     harmed = [line for line in table if line.lost or line.doubled]
     return 1 if missing or harmed else 0
 

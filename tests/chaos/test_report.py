@@ -70,6 +70,25 @@ def test_a_needed_class_that_was_skipped_or_a_row_that_was_lost_fails_the_report
     assert main([str(place), "--need", "F1"]) == 1
 
 
+def test_a_class_that_the_machine_cannot_try_is_no_failure_when_it_says_so(tmp_path: Path) -> None:
+    place = tmp_path / "lines.jsonl"
+    place.write_text('{"fault": "F4", "what": "power loss", "skipped": "no loop device"}\n')
+    assert main([str(place), "--need", "F4"]) == 0
+
+
+def test_what_a_later_file_says_of_a_class_replaces_what_an_earlier_one_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "full.jsonl").write_text(
+        '{"fault": "F1", "what": "chat", "tried": 11}\n{"fault": "F4", "what": "chat", "tried": 22}\n'
+    )
+    (tmp_path / "full-F4.jsonl").write_text('{"fault": "F4", "what": "chat", "tried": 33}\n')
+    assert main([str(tmp_path / "full.jsonl"), str(tmp_path / "full-F4.jsonl")]) == 0
+    page = capsys.readouterr().out
+    assert "| F1 | chat | 11 |" in page
+    assert "| F4 | chat | 33 |" in page
+
+
 def test_a_line_that_is_no_record_is_named(tmp_path: Path) -> None:
     place = tmp_path / "lines.jsonl"
     place.write_text('{"fault": "F1", "what": "chat"}\n{"fault": "F2"\n')

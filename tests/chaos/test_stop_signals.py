@@ -1,0 +1,87 @@
+"""F6: SIGTERM and SIGINT at random times, once and twice, while every worker waits for a reply of two seconds."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from chaos.counts import SEED, count
+from chaos.forked import Forked
+from chaos.harness import OPAQUE, WORKERS, Scene, assert_whole, harm, resent_after, wait_for_a_request
+from chaos.report import record
+
+from pipeline.simulator.serve import start
+
+REPLY_MS = 2_000
+GRACE_S = 25.0
+"""run.grace as it is when a job file does not say it."""
+ENDING_S = 2.0
+ROWS_A_SIGNAL = 2 * WORKERS
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1_200)]
+
+
+@pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_ends_a_run_in_its_grace_and_nothing_is_asked_again(
+    tmp_path: Path, *, number: signal.Signals, twice: bool
+) -> None:
+    dice = random.Random(f"{SEED} {number.name} {twice}")
+    signals = count(quick=5, full=50)
+    ledger = tmp_path / "ledger.jsonl"
+    moments, ended_s = [], []
+    with start({**OPAQUE, "latency": {"median_ms": REPLY_MS, "sigma": 0}}, ledger=ledger) as slow:
+        scene = Scene(
+            folder=tmp_path,
+            operation="chat",
+            rows=signals * ROWS_A_SIGNAL,
+            simulator=slow,
+            ledger=ledger,
+            forked=Forked(),
+        )
+        for _ in range(signals):
+            ended_s.append(_signal_a_run(scene, dice, number, twice=twice))
+            moments.append(time.time())
+    with start(OPAQUE, ledger=ledger) as quick:
+        scene.ask(quick)
+        assert scene.finish() == 0, scene.said()
+    resent = resent_after(scene, moments)
+    found = harm(scene)
+    record(
+        fault="F6",
+        what=f"{number.name}{' twice' if twice else ''}",
+        tried=signals,
+        lost=found.lost,
+        doubled=found.doubled,
+        resent_max=max(resent),
+        recover_s_max=max(ended_s),
+        notes=f"time from the last signal to exit {128 + number}; replies take {REPLY_MS / 1000:g} s; seed {SEED}",
+    )
+    assert_whole(scene)
+    assert max(resent) <= (WORKERS if twice else 0)
+
+
+def _signal_a_run(scene: Scene, dice: random.Random, number: signal.Signals, *, twice: bool) -> float:
+    """Start a run, send it the signal at a random time; returns the seconds until it ended, with the right code."""
+    process = scene.start()
+    try:
+        assert wait_for_a_request(scene, process) is not None, f"give it more rows\n{scene.said()}"
+        time.sleep(dice.uniform(0.0, 1.5 * REPLY_MS / 1000))
+        os.kill(process.pid, number)
+        if twice:
+            time.sleep(dice.uniform(0.0, 1.0))
+            if process.poll() is None:
+                os.kill(process.pid, number)
+        began = time.monotonic()
+        code = process.wait(60)
+    finally:
+        process.kill()
+        process.wait()
+    seconds = time.monotonic() - began
+    assert code == 128 + number, f"exit {code}: {scene.said()}"
+    assert seconds <= (ENDING_S if twice else GRACE_S + ENDING_S)
+    return seconds
