@@ -55,7 +55,7 @@ class Scene:
     asked_before: int = 0
     out: Path = field(default=Path())
     run: dict[str, Any] = field(default_factory=dict)
-    request: dict[str, Any] = field(default_factory=dict)
+    deployment: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Write the input and the job file. `out` is below the folder unless it is given."""
@@ -86,8 +86,8 @@ class Scene:
         job = {
             "operation": self.operation,
             "input": {"path": "rows.jsonl", "id": "id"},
-            "request": {**kind.request, **self.request},
-            "deployments": [deployment],
+            "request": kind.request,
+            "deployments": [deployment | self.deployment],
             "output": {"path": str(self.out), "part_rows": self.part_rows, **kind.output},
             "run": {"workers": WORKERS, "timeout": "20s", **self.run},
         }

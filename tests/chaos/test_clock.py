@@ -20,17 +20,19 @@ from chaos.report import record
 from pipeline.simulator.serve import start
 
 ROWS = 240
+REQUESTS_PER_MINUTE = 3_000
+"""Low enough that every request waits for its turn."""
 JUMPS = ("+86400", "-86400", "+3600", "-3600")
 FROZEN = "2031-02-03 04:05:06"
-NO_LONGER_THAN_S = 90.0
-"""The run takes some ten seconds; a jump that was waited out would take an hour."""
+NO_LONGER_THAN_S = 600.0
+"""The run takes some ten seconds on a quiet machine; a jump that was waited out would take an hour."""
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3_000)]
 
 
 @pytest.mark.parametrize("jump", [*JUMPS, FROZEN])
 def test_a_wall_clock_that_jumps_changes_nothing_about_a_run(tmp_path: Path, jump: str) -> None:
-    library = need_library("F16", "libfaketime*.so.1")
+    library = need_library("F16", "libfaketimeMT.so.1")
     wanted = count(quick=1, full=4)
     lost = doubled = 0
     slowest_s = 0.0
@@ -53,6 +55,7 @@ def test_a_wall_clock_that_jumps_changes_nothing_about_a_run(tmp_path: Path, jum
                 rows=ROWS,
                 simulator=simulator,
                 ledger=ledger,
+                deployment={"requests_per_minute": REQUESTS_PER_MINUTE},
                 environ={
                     "LD_PRELOAD": str(library),
                     "FAKETIME_TIMESTAMP_FILE": str(now),
@@ -67,7 +70,7 @@ def test_a_wall_clock_that_jumps_changes_nothing_about_a_run(tmp_path: Path, jum
                 if jump != FROZEN:
                     time.sleep(0.3)
                     now.write_text(jump)
-                assert process.wait(120) == 0, scene.said()
+                assert process.wait(NO_LONGER_THAN_S) == 0, scene.said()
             finally:
                 process.kill()
                 process.wait()
@@ -76,7 +79,6 @@ def test_a_wall_clock_that_jumps_changes_nothing_about_a_run(tmp_path: Path, jum
             lost, doubled = lost + found.lost, doubled + found.doubled
             assert_whole(scene)
             assert set(calls_by_row(scene).values()) <= {1, 2}
-            assert slowest_s < NO_LONGER_THAN_S
             # Its clock was the false one.
             assert _spanned_s(scene) == 0 if jump == FROZEN else _spanned_s(scene) > 3_000
     record(
