@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from chaos.harness import text_of
+from chaos.kinds import text_of
 from chaos.report import record
 from chaos.resources import start_run, watch
 

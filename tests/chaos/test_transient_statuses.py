@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from chaos.harness import messages_of, text_of
+from chaos.kinds import messages_of, text_of
 from chaos.report import record
 from chaos.resources import start_run
 
