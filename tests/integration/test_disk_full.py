@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from chaos.harness import Scene, assert_whole, key_of
+from chaos.harness import Scene, assert_whole
 
 from pipeline.simulator.ledger import Answered, Arrived, read_ledger
 from pipeline.simulator.serve import start
@@ -64,7 +64,7 @@ def scene(tmp_path: Path, operation: str) -> Iterator[Scene]:
 
 def answered(scene: Scene) -> Counter[int]:
     """How often the ledger shows each row answered to somebody who was there."""
-    ordinals = {key_of(scene.operation, ordinal): ordinal for ordinal in range(scene.rows)}
+    ordinals = {scene.kind.key(ordinal): ordinal for ordinal in range(scene.rows)}
     calls: dict[tuple[int, int], list[int]] = {}
     counted: Counter[int] = Counter()
     for line in read_ledger(scene.ledger):
