@@ -286,7 +286,7 @@ async def test_a_url_that_is_refused_is_not_asked_for_again(status: int) -> None
         httpx.RemoteProtocolError("peer closed connection without sending complete message body"),
         lambda _: httpx.Response(200, headers={"content-type": "image/png"}, stream=httpx.ByteStream(PNG[:9])),
     ],
-    ids=repr,
+    ids=lambda fault: "cut" if callable(fault) else repr(fault),
 )
 async def test_a_passing_fault_is_tried_again_and_then_may_be_asked_for_later(fault: Answer) -> None:
     net = Net(fault, picture())
