@@ -17,12 +17,25 @@ from starlette.routing import Route
 from pipeline.clock import Clock
 from pipeline.simulator import refusals
 from pipeline.simulator.address import Address, find_address
-from pipeline.simulator.base import Answer, Asked, Failure, Family, Occasion, Operation, Place, RefusedError
+from pipeline.simulator.base import (
+    Answer,
+    Asked,
+    Failure,
+    Family,
+    Occasion,
+    Operation,
+    Place,
+    RefusedError,
+    bad_request,
+)
 from pipeline.simulator.config import DeploymentConfig, FaultKind, PoisonRule, Shortage, SimulatorConfig
 from pipeline.simulator.faults import Befalling, Faults, latency_s
 from pipeline.simulator.ledger import Ledger, body_digest
 from pipeline.simulator.limits import LimitWriter
 from pipeline.simulator.models import facts_of, serves
+from pipeline.simulator.offline.batches import Asking, Desk, LineReply
+from pipeline.simulator.offline.routes import Wanted, find_wanted
+from pipeline.simulator.offline.service import OfflineService
 from pipeline.simulator.operations import find_operations
 from pipeline.simulator.operations.images import PICTURES
 from pipeline.simulator.pictures import picture_file
@@ -116,6 +129,16 @@ class Simulator:
         self._deployments: dict[str, _Deployment] = {}
         self._changes = sorted(config.schedule, key=lambda change: change.at_s)
         self._first_request_s: float | None = None
+        self._offline = OfflineService(
+            config,
+            clock=clock,
+            desk=Desk(
+                deployment=self._deployment_config,
+                answer=self._answer_line,
+                prompts=self._line_texts,
+                note=self._note,
+            ),
+        )
         self._stats = Stats()
         self._seq = 0
         self._instance = instance.encode()
@@ -135,10 +158,15 @@ class Simulator:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. The operations are found in a table of our own, which costs a tenth of a router."""
-        if scope["type"] == "http" and scope["method"] == "POST":
-            address = self._address(scope["path"], scope["query_string"])
+        if scope["type"] == "http":
+            line = Line(scope=scope, receive=receive, send=send, clock=self._clock)
+            address = self._address(scope["path"], scope["query_string"]) if scope["method"] == "POST" else None
             if address is not None:
-                await self._serve(address, Line(scope=scope, receive=receive, send=send, clock=self._clock))
+                await self._serve(address, line)
+                return
+            wanted = find_wanted(scope["path"], scope["query_string"].decode("latin-1"), scope["method"])
+            if wanted is not None:
+                await self._serve_kept(wanted, line)
                 return
         await self._rest(scope, receive, send)
 
@@ -167,6 +195,85 @@ class Simulator:
             fault = "client_gone"
         status = None if reply.fault in SILENT else reply.status
         self._close_entry(case, status=status, fault=fault, sent_bytes=sent_bytes)
+
+    # Files, batches and fine-tuning jobs
+
+    def resume(self) -> None:
+        """Go on with batches and jobs that an earlier process left in the folder; needs a running event loop."""
+        self._offline.resume()
+
+    async def _serve_kept(self, wanted: Wanted, line: Line) -> None:
+        body = await read_body(line.receive)
+        if body is None:
+            return
+        self._seq += 1
+        seq, sent = self._seq, _read_headers(line.scope["headers"])
+        self._stats.arrived()
+        if self._ledger is not None:
+            self._ledger.arrived(
+                seq=seq,
+                t=self._clock.wall(),
+                op=wanted.action,
+                deployment="",
+                digest=body_digest(body).hex(),
+                keys=() if wanted.name is None else (wanted.name,),
+                client_request_id=None if sent.client_request_id is None else sent.client_request_id.decode("latin-1"),
+            )
+        try:
+            if not sent.key or (self._keys and sent.key not in self._keys):
+                raise refusals.unauthorized(wanted.family)
+            reply = await self._offline.serve(wanted, body, sent.content_type)
+        except RefusedError as refused:
+            reply = Reply(status=refused.status, headers=_encoded(refused.headers), answer=Answer(body=refused.body))
+        own = self._identity_headers(wanted.family, seq, sent, place=None, admitted=True)
+        sent_bytes = await hand_over(replace(reply, headers=own + reply.headers), line)
+        fault = reply.fault or ("status" if reply.injected else None)
+        status = None if reply.fault in SILENT else reply.status
+        self._stats.answered(status)
+        if self._ledger is not None:
+            self._ledger.answered(
+                seq=seq, t=self._clock.wall(), status=status, tokens=0, fault=fault, sent_bytes=sent_bytes
+            )
+
+    def _deployment_config(self, resource: str, name: str) -> DeploymentConfig | None:
+        deployments = self._config.deployments
+        found = deployments.get(f"{resource}/{name}") or deployments.get(name)
+        return found if found is not None or deployments else DeploymentConfig()
+
+    async def _answer_line(self, asking: Asking, values: Mapping[str, Any], body: bytes) -> LineReply:
+        """Answer a line of a batch as a call of its own; its quota is another one. Raises RefusedError."""
+        case = self._line_case(asking)
+        case.digest = body_digest(body)
+        if values.get("stream"):
+            raise bad_request("Streaming is not available in batches.", param="stream")
+        case.asked = self._read_line(case, values)
+        answer = await self._ask(case)
+        return LineReply(status=200, body=answer.body, keys=case.asked.keys)
+
+    def _line_texts(self, asking: Asking, values: Mapping[str, Any]) -> tuple[str, ...]:
+        return self._read_line(self._line_case(asking), values).texts
+
+    def _line_case(self, asking: Asking) -> _Case:
+        address = Address(
+            family=asking.family,
+            operation=self._operations[asking.operation],
+            resource=asking.resource,
+            deployment=None,
+            api_version=None,
+            refusal=None,
+        )
+        sent = _Sent(key=None, client_request_id=None, own_headers=0, content_type="", spillover=None)
+        return _Case(seq=0, address=address, sent=sent, origin="")
+
+    def _read_line(self, case: _Case, values: Mapping[str, Any]) -> Asked:
+        name = str(values.get("model"))
+        self._put(case, self._deployment(case.address, name), name, values)
+        assert case.asked is not None  # noqa: S101 - it was read
+        return case.asked
+
+    def _note(self, what: str, name: str, **details: Any) -> None:
+        if self._ledger is not None:
+            self._ledger.noted(t=self._clock.wall(), what=what, name=name, details=details)
 
     # What is answered, in the order in which the gateway and then the model look at a request
 
@@ -230,6 +337,8 @@ class Simulator:
             if not isinstance(name, str) or not name:
                 raise refusals.no_model()
             deployment = self._deployment(address, name)
+            if deployment.config.batch == "only":
+                raise bad_request(f"The deployment {name} is for batches alone.", code="OperationNotSupported")
             self._put(case, deployment, name, values)
         finally:
             case.digest = case.digest or body_digest(body)
@@ -433,36 +542,43 @@ class Simulator:
 
     def _headers(self, case: _Case, *, extra: Iterable[tuple[bytes, bytes]] = ()) -> Headers:
         family = case.address.family
-        place = case.place
         headers: Headers = [*extra]
         if not any(name == b"date" for name, _ in headers):
             headers.append((b"date", self._now_date()))
-        if family.azure:
-            headers += [
-                (b"apim-request-id", b"%b-0000-4000-8000-%012x" % (self._instance, case.seq)),
-                (b"x-ms-client-request-id", case.sent.client_request_id or b"Not-Set"),
-                (b"x-ms-region", self._region),
-                (b"strict-transport-security", b"max-age=31536000; includeSubDomains; preload"),
-                (b"x-content-type-options", b"nosniff"),
-            ]
-            if place is not None:
-                headers.append((b"x-ms-deployment-name", place.deployment.encode()))
-            if case.admitted_by is not None:
-                headers.append((b"x-request-id", b"%b-0000-4000-9000-%012x" % (self._instance, case.seq)))
-        else:
-            headers += [
-                (b"x-request-id", b"req_%b%024x" % (self._instance, case.seq)),
-                (b"openai-processing-ms", b"1"),
-                (b"openai-version", b"2020-10-01"),
-            ]
-            if place is not None:
-                headers.append((b"openai-model", place.model.encode()))
+        admitted = case.admitted_by is not None
+        headers += self._identity_headers(family, case.seq, case.sent, place=case.place, admitted=admitted)
         if case.verdict is not None:
             headers += self._limits.limits(case.verdict, azure=family.azure)
         if case.utilization is not None:
             headers.append((b"azure-openai-deployment-utilization", b"%.1f%%" % (100 * case.utilization.share)))
         if case.spilled_from is not None:
             headers.append((b"x-ms-spillover-from-deployment", case.spilled_from.encode()))
+        return headers
+
+    def _identity_headers(
+        self, family: Family, seq: int, sent: _Sent, *, place: Place | None, admitted: bool
+    ) -> Headers:
+        headers: Headers = []
+        if family.azure:
+            headers += [
+                (b"apim-request-id", b"%b-0000-4000-8000-%012x" % (self._instance, seq)),
+                (b"x-ms-client-request-id", sent.client_request_id or b"Not-Set"),
+                (b"x-ms-region", self._region),
+                (b"strict-transport-security", b"max-age=31536000; includeSubDomains; preload"),
+                (b"x-content-type-options", b"nosniff"),
+            ]
+            if place is not None:
+                headers.append((b"x-ms-deployment-name", place.deployment.encode()))
+            if admitted:
+                headers.append((b"x-request-id", b"%b-0000-4000-9000-%012x" % (self._instance, seq)))
+        else:
+            headers += [
+                (b"x-request-id", b"req_%b%024x" % (self._instance, seq)),
+                (b"openai-processing-ms", b"1"),
+                (b"openai-version", b"2020-10-01"),
+            ]
+            if place is not None:
+                headers.append((b"openai-model", place.model.encode()))
         return headers
 
     def _now_date(self) -> bytes:

@@ -75,6 +75,26 @@ class Quirk(StrEnum):
     RESET_DURATIONS = "reset_durations"  # x-ratelimit-reset-… as 72ms and 1m30.5s, by Azure too
     RESET_MILLISECONDS = "reset_milliseconds"  # … as 90500ms
     REMAINING_OF_SLICE = "remaining_of_slice"  # x-ratelimit-remaining-requests is the short window's
+    CAPITAL_STATES = "capital_states"  # a batch's status begins with a capital
+    ISO_DATES = "iso_dates"  # times of files, batches and jobs are ISO 8601
+    NULL_COUNTS = "null_counts"  # a batch's endpoint is null, and so are its counts until it is completed
+    EMPTY_IDS = "empty_ids"  # a file that a batch does not have is "" instead of null
+
+
+class BatchEnd(StrEnum):
+    """How a batch ends."""
+
+    COMPLETED = "completed"
+    EXPIRED = "expired"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class TrainingEnd(StrEnum):
+    """How a fine-tuning job ends."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
 
 
 def _fault_names(rates: dict[str, float]) -> dict[str, float]:
@@ -130,6 +150,8 @@ class DeploymentConfig(_Strict):
     provisioned: ProvisionedConfig | None = None
     cost: CostConfig = CostConfig()
     dimensions: PositiveInt | None = None
+    batch: Literal["also", "only", "never"] = "also"
+    enqueued_tokens: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _one_judge(self) -> Self:
@@ -176,6 +198,38 @@ class FaultsConfig(_Strict):
     drip_interval_s: PositiveFloat = 0.3
 
 
+class OfflineConfig(_Strict):
+    """Files, batches and fine-tuning jobs: how long each state lasts, and how the nth of them ends.
+
+    Seconds are real ones divided by `speed`. `ends` and `training_ends` are gone through in order, again and again;
+    without them everything ends well. `done_share` of the lines are answered before a batch expires or is cancelled by
+    the service. `fail_fast` refuses a batch over its deployment's enqueued tokens when it is created, else it fails
+    afterwards. `line_faults` strike lines (statuses alone), `faults` the calls that manage all this, after they were
+    carried out; statuses below 500 refuse them. Lists show a batch `listing_lag_s` after it was created.
+    """
+
+    processed_s: NonNegativeFloat = 0.0
+    validating_s: NonNegativeFloat = 0.0
+    in_progress_s: NonNegativeFloat = 0.0
+    finalizing_s: NonNegativeFloat = 0.0
+    cancelling_s: NonNegativeFloat = 0.0
+    lines_per_s: PositiveFloat | None = None
+    listing_lag_s: NonNegativeFloat = 0.0
+    ends: tuple[BatchEnd, ...] = ()
+    done_share: Rate = 0.5
+    fail_fast: bool = True
+    most_lines: PositiveInt = 100_000
+    most_bytes: PositiveInt = 200_000_000
+    most_files: PositiveInt = 500
+    most_expiring_files: PositiveInt = 10_000
+    queued_s: NonNegativeFloat = 0.0
+    running_s: NonNegativeFloat = 0.0
+    most_steps: PositiveInt = 100
+    training_ends: tuple[TrainingEnd, ...] = ()
+    line_faults: FaultsConfig = FaultsConfig()
+    faults: FaultsConfig = FaultsConfig()
+
+
 class PoisonRule(_Strict):
     """Texts that the service refuses. Status 200 filters the answer instead of the request.
 
@@ -199,7 +253,10 @@ class QuotaChange(_Strict):
 
 
 class SimulatorConfig(_Strict):
-    """All of it. Without deployments every name is accepted, without quota; without keys, every key."""
+    """All of it. Without deployments every name is accepted, without quota; without keys, every key.
+
+    `folder` is where files, batches and fine-tuning jobs lie; without it they are gone with the process.
+    """
 
     deployments: dict[str, DeploymentConfig] = Field(default_factory=dict)
     keys: tuple[str, ...] = ()
@@ -208,6 +265,8 @@ class SimulatorConfig(_Strict):
     answers: AnswersConfig = AnswersConfig()
     faults: FaultsConfig = FaultsConfig()
     poison: tuple[PoisonRule, ...] = ()
+    offline: OfflineConfig = OfflineConfig()
+    folder: Path | None = None
     schedule: tuple[QuotaChange, ...] = ()
     speed: PositiveFloat = 1.0
     seed: int = 0

@@ -76,6 +76,20 @@ class Answered:
     served_by: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noted:
+    """Something happened beside calls: `what`, such as "batch.created" or "line", to whom, and its particulars.
+
+    A "line" of a batch has `custom_id`, `keys` as of `Arrived`, and `status`.
+    """
+
+    session: int
+    t: float
+    what: str
+    id: str
+    details: dict[str, Any]
+
+
 class Ledger:
     """Appends to the file, one write for all lines since the last turn of the event loop; only whole lines.
 
@@ -131,6 +145,10 @@ class Ledger:
         seldom = {"sent_bytes": sent_bytes, "refused_by": refused_by, "served_by": served_by}
         self._append({**line, **{name: value for name, value in seldom.items() if value is not None}})
 
+    def noted(self, *, t: float, what: str, name: str, details: dict[str, Any]) -> None:
+        """Note what happened beside calls."""
+        self._append({"event": "noted", "t": t, "what": what, "id": name, "details": details})
+
     def flush(self) -> None:
         """Write what is waiting. Raises OSError."""
         data = b"".join(self._lines)
@@ -150,10 +168,19 @@ class Ledger:
 
 
 def read_ledger(path: Path) -> Iterator[Arrived | Answered]:
-    """Read a ledger in the order of writing, also while it is written. Raises OSError; ValueError for a damaged line.
+    """Read the calls of a ledger in the order of writing, also while it is written.
 
-    A request is in flight when it arrived and was not answered.
+    A request is in flight when it arrived and was not answered. Raises OSError; ValueError for a damaged line.
     """
+    return (entry for entry in _entries(path) if not isinstance(entry, Noted))
+
+
+def read_notes(path: Path) -> Iterator[Noted]:
+    """Read what a ledger noted beside calls, as `read_ledger` reads those."""
+    return (entry for entry in _entries(path) if isinstance(entry, Noted))
+
+
+def _entries(path: Path) -> Iterator[Arrived | Answered | Noted]:
     session = -1
     with path.open("rb") as file:
         for line in file:
@@ -168,6 +195,8 @@ def read_ledger(path: Path) -> Iterator[Arrived | Answered]:
                     yield Arrived(session=session, **values)
                 case "answered":
                     yield Answered(session=session, **values)
+                case "noted":
+                    yield Noted(session=session, **values)
                 case other:
                     raise ValueError(f"{path}: unknown ledger event {other!r}")
 

@@ -157,6 +157,7 @@ async def _serve(
     else:
         loop.add_signal_handler(signal.SIGINT, leaving.set)
     server = await listen(app, listener)
+    app.resume()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
     line = {"event": "listening", "port": listener.getsockname()[1], "pid": os.getpid()}
