@@ -68,6 +68,7 @@ class Item:
     `content` is the operation's own and opaque to everybody else. `tokens` is the admission
     estimate in tokens (prompt and the most it may answer). `reply_bytes` is the size expected
     of its share of the reply. `inputs` is how many of the inputs that a request may have it takes.
+    `output_tokens` is what of the estimate is for its answer.
     """
 
     ordinal: int
@@ -75,6 +76,7 @@ class Item:
     tokens: int
     reply_bytes: int = 0
     inputs: int = 1
+    output_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,9 +252,13 @@ class WrittenFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What one request came to: committed whole, or not at all. `files` were written before."""
+    """What one request came to: committed whole, or not at all. `files` were written before.
+
+    `batched`: it went through the Batch API, at its price.
+    """
 
     rows: tuple[RowResult, ...]
     request: RequestInfo
     attempts: tuple[Attempt, ...] = ()
     files: tuple[WrittenFile, ...] = ()
+    batched: bool = False

@@ -26,6 +26,11 @@ from pipeline.job import change
 from pipeline.job.batch import BATCH_FORMAT
 from pipeline.job.load import check_columns
 from pipeline.job.template import compile_request
+from pipeline.lanes.base import Lane
+from pipeline.lanes.batch import BatchLane, BatchRules
+from pipeline.lanes.batch_places import batch_places
+from pipeline.lanes.commit import Commits
+from pipeline.lanes.findings import Findings
 from pipeline.lanes.online import LaneRules, OnlineLane
 from pipeline.lanes.pulse import Pulse
 from pipeline.lanes.stop import Stop
@@ -36,7 +41,7 @@ from pipeline.plan.plan import Plan
 from pipeline.plan.ranges import PlanRules, carried_schema, check_input, claim_ids, columns_read, plan_rules
 from pipeline.service.fetch import Fetcher, open_fetcher
 from pipeline.service.http_log import HttpLog, HttpLogRules, open_http_log
-from pipeline.service.pool import open_pool
+from pipeline.service.pool import Pool, open_pool
 from pipeline.sources import open_source
 from pipeline.store.ballast import Ballast
 from pipeline.store.batch_lines import ERRORS, OUTPUT, write_batch_lines
@@ -71,6 +76,7 @@ class RunOptions:
     limit: int | None = None
     fresh: bool = False
     repair: bool = False
+    wait: bool = True
     signals: bool = False
     http_log: HttpLogRules | None = None
 
@@ -126,6 +132,7 @@ async def run_job(
             watcher=watcher,
             leave=os._exit if options.signals else None,
             repaired=repaired,
+            wait=options.wait,
         )
         http = open_http_log(options.http_log, path=layout.http_log, listener=listener, wall=clock.wall, log=log)
         try:
@@ -150,6 +157,7 @@ class _Run:
     dice: Callable[[], float]
     watcher: Callable[[Summary], None] | None
     leave: Callable[[int], object] | None
+    wait: bool
     repaired: Repaired | None = None
     stop: Stop = field(default_factory=Stop)
     http_log: HttpLog | None = None
@@ -178,27 +186,13 @@ class _Run:
                     rules=self.rules,
                     completed=completed,
                 )
-                lane = OnlineLane(
+                lane = self._lane(
+                    known,
                     plan=plan,
                     pool=pool,
                     journal=journal,
-                    operation=self.operation,
-                    facts=dict(known.facts) if known else {},
-                    models=known.models if known else (),
-                    rules=LaneRules(
-                        retry=RetryRules(max_attempts=job.run.max_attempts, max_pause_s=job.run.max_pause_s),
-                        raw=_raw(job),
-                        variant=variant,
-                        root=layout.root,
-                        pieces=layout.pieces,
-                        right_size=job.run.right_size,
-                        rows_own=compile_request(job.request).row_fields if job.request else None,
-                    ),
                     fetcher=fetcher,
-                    stop=self.stop,
-                    log=self.log,
-                    clock=clock,
-                    random=self.dice,
+                    variant=variant,
                     ballast=ballast,
                     pulse=pulse,
                 )
@@ -226,7 +220,7 @@ class _Run:
                     tally=tally,
                     pulse=pulse,
                     waits_until=pool.waits_until,
-                    works=lambda: plan.is_reading or lane.is_cutting,
+                    works=lambda: plan.is_reading or lane.works_long,
                     limit_s=limit_s(job.run.timeout_s),
                     grace_s=job.run.grace_s,
                     clock=clock,
@@ -241,7 +235,7 @@ class _Run:
                         lane=lane,
                         plan=plan,
                         sealing=sealing,
-                        workers=job.run.workers,
+                        workers=job.run.workers if job.run.lane == "online" else 1,
                         stop=self.stop,
                         grace_s=job.run.grace_s,
                         clock=clock,
@@ -253,6 +247,74 @@ class _Run:
                     await self._write_batch_lines(journal)
                     summary = tally.ending(self.stop.cause)
         return self._tell(summary)
+
+    def _lane(
+        self,
+        known: Earlier | None,
+        *,
+        plan: Plan,
+        pool: Pool,
+        journal: Journal,
+        fetcher: Fetcher | None,
+        variant: str,
+        ballast: Ballast,
+        pulse: Pulse,
+    ) -> Lane:
+        """Make what sends the rows."""
+        job, layout = self.job, self.layout
+        facts = dict(known.facts) if known else {}
+        models = known.models if known else ()
+        if job.run.lane == "batch":
+            commits = Commits(
+                journal=journal, ballast=ballast, root=layout.root, stop=self.stop, log=self.log, pulse=pulse
+            )
+            return BatchLane(
+                plan=plan,
+                source=self.source,
+                plan_rules=self.rules,
+                places=batch_places(job, pool),
+                journal=journal,
+                findings=Findings(self.operation, facts=facts, models=models, journal=journal, commits=commits),
+                commits=commits,
+                rules=BatchRules(
+                    folder=layout.batches,
+                    variant=variant,
+                    raw=_raw(job),
+                    max_attempts=job.run.max_attempts,
+                    max_outage_s=job.run.max_outage_s,
+                    look_s=job.run.poll_s,
+                    keep_files=job.run.keep_files,
+                    wait=self.wait,
+                ),
+                stop=self.stop,
+                clock=self.clock,
+                random=self.dice,
+                pulse=pulse,
+            )
+        return OnlineLane(
+            plan=plan,
+            pool=pool,
+            journal=journal,
+            operation=self.operation,
+            facts=facts,
+            models=models,
+            rules=LaneRules(
+                retry=RetryRules(max_attempts=job.run.max_attempts, max_pause_s=job.run.max_pause_s),
+                raw=_raw(job),
+                variant=variant,
+                root=layout.root,
+                pieces=layout.pieces,
+                right_size=job.run.right_size,
+                rows_own=compile_request(job.request).row_fields if job.request else None,
+            ),
+            fetcher=fetcher,
+            stop=self.stop,
+            log=self.log,
+            clock=self.clock,
+            random=self.dice,
+            ballast=ballast,
+            pulse=pulse,
+        )
 
     def _open_fetcher(self) -> AbstractAsyncContextManager[Fetcher | None]:
         """Open what fetches URLs that replies name, where the operation's replies may."""

@@ -51,6 +51,11 @@ def _detail(_: click.Context, parameter: click.Parameter, value: str | None) -> 
 @click.option("--workers", metavar="N", help="Requests in flight at most (run.workers).")
 @click.option("--deadline", metavar="TIME", help="Stop cleanly after this long, such as 2h (run.deadline).")
 @click.option("--fail-on", metavar="WHEN", help="When failed rows make the exit code 1: any, never or a share (5%).")
+@click.option(
+    "--no-wait",
+    is_flag=True,
+    help="Batch lane: submit what fits, collect what is done, and end with exit code 4 while batches are under way.",
+)
 @click.option("--fresh", is_flag=True, help="Begin anew; the old output folder is moved aside, never deleted.")
 @click.option(
     "--repair", is_flag=True, help="Verify the output folder first; rebuild what is damaged, ask again what is gone."
@@ -92,6 +97,7 @@ def command(
     workers: str | None,
     deadline: str | None,
     fail_on: str | None,
+    no_wait: bool,
     fresh: bool,
     repair: bool,
     as_json: bool,
@@ -142,6 +148,7 @@ def command(
                     limit=limit,
                     fresh=fresh,
                     repair=repair,
+                    wait=not no_wait,
                     signals=True,
                     http_log=HttpLogRules(level=http_log, allow=http_log_allow) if http_log else None,
                 ),

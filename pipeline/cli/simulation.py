@@ -11,24 +11,30 @@ from pipeline.errors import DefectError
 from pipeline.job.spec import DeploymentSpec, Job, Secret
 from pipeline.simulator.serve import SimulatorDiedError, start
 
+_LOOK_S = 1.0
+
 
 @contextmanager
 def simulated(job: Job, *, speed: float) -> Iterator[Job]:
     """Give the same job over a simulator with its deployments' quotas; the simulator ends with the block.
 
-    Minutes of quota pass `speed` times as fast. Every call is on the ledger, `<output>.simulated.ledger.jsonl`.
+    Minutes of quota pass `speed` times as fast. Every call is on the ledger, `<output>.simulated.ledger.jsonl`. Batches
+    are kept in `<output>.simulated.service`, so that they go on when the job is continued; they are looked at each
+    second.
     """
     output = simulated_folder(job.output.path)
     output.parent.mkdir(parents=True, exist_ok=True)
     ledger = output.with_name(f"{output.name}.ledger.jsonl")
     try:
-        process = start(_config(job, speed), ledger=ledger)
+        kept = output.with_name(f"{output.name}.service") if job.run.lane == "batch" else None
+        process = start({**_config(job, speed), "folder": kept}, ledger=ledger)
     except SimulatorDiedError as error:
         raise DefectError(f"{error}; please report this") from error
     with process:
         yield job.model_copy(
             update={
                 "output": job.output.model_copy(update={"path": output}),
+                "run": job.run.model_copy(update={"poll_s": _LOOK_S}),
                 "deployments": tuple(
                     deployment.model_copy(
                         update={
@@ -53,6 +59,7 @@ def _config(job: Job, speed: float) -> dict[str, Any]:
                 "model": deployment.model,
                 "requests_per_minute": _whole(deployment.requests_per_minute),
                 "tokens_per_minute": _whole(deployment.tokens_per_minute),
+                "enqueued_tokens": deployment.enqueued_tokens,
             }
             for index, deployment in enumerate(job.deployments)
         },

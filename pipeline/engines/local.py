@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from anyio.streams.memory import MemoryObjectReceiveStream
 
     from pipeline.clock import Clock
-    from pipeline.lanes.online import OnlineLane
+    from pipeline.lanes.base import Lane
     from pipeline.lanes.pulse import Pulse
     from pipeline.lanes.stop import Stop
     from pipeline.sources.base import Source
@@ -190,7 +190,7 @@ def _is_unchanged(source: Source, span: Span, *, values: frozenset[str] | None, 
 
 
 async def run_local(
-    *, lane: OnlineLane, plan: Plan, sealing: Sealing, workers: int, stop: Stop, grace_s: float, clock: Clock
+    *, lane: Lane, plan: Plan, sealing: Sealing, workers: int, stop: Stop, grace_s: float, clock: Clock
 ) -> None:
     """Let workers send until the plan is empty or the run stops; calls in flight then have `grace_s` seconds to end."""
     grace = anyio.CancelScope()

@@ -6,24 +6,24 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from pipeline.errors import PipelineError, RefusedError, StoppedEarlyError
-from pipeline.job.prices import price_for
+from pipeline.job.prices import BATCH_SHARE, price_for
 from pipeline.lanes.stop import Interrupted
 from pipeline.store.summary import DeploymentUse, RowCounts, Summary, TokenCounts
 
 if TYPE_CHECKING:
     from pipeline.clock import Clock
     from pipeline.job.spec import Job
-    from pipeline.lanes.online import OnlineLane
+    from pipeline.lanes.base import Lane
     from pipeline.plan.plan import Plan
     from pipeline.service.pool import Pool
-    from pipeline.store.journal import Journal
+    from pipeline.store.journal import Journal, Totals
 
 
 class Tally:
     """Counts one invocation; it begins when it is made."""
 
     def __init__(
-        self, *, job: Job, journal: Journal, plan: Plan, lane: OnlineLane, pool: Pool, limit: int | None, clock: Clock
+        self, *, job: Job, journal: Journal, plan: Plan, lane: Lane, pool: Pool, limit: int | None, clock: Clock
     ) -> None:
         self._job = job
         self._journal = journal
@@ -63,7 +63,7 @@ class Tally:
                 total=totals.total_tokens,
                 cached=totals.cached_tokens,
             ),
-            cost_usd=_cost(self._job, totals.input_tokens, totals.output_tokens),
+            cost_usd=_cost(self._job, totals),
             seconds=round(seconds, 3),
             rows_per_second=round(rate, 1),
             eta_seconds=None if total is None or rate <= 0 else round((total - done) / rate, 1),
@@ -106,16 +106,27 @@ class Tally:
         return replace(summary, reason=reason, exit_code=code, eta_seconds=None)
 
 
-def _cost(job: Job, input_tokens: int, output_tokens: int) -> float | None:
-    """Dollars, by the dearest of the deployments' prices; None where one is unknown."""
-    prices = [deployment.price or price_for(deployment.model) for deployment in job.deployments]
-    costs = [
-        None
-        if price is None or price.input is None or (output_tokens and price.output is None)
-        else (input_tokens * price.input + output_tokens * (price.output or 0)) / 1_000_000
-        for price in prices
-    ]
-    return None if None in costs else max(cost for cost in costs if cost is not None)
+def _cost(job: Job, totals: Totals) -> float | None:
+    """Dollars; None where a price is unknown."""
+    batched = totals.batched_input_tokens, totals.batched_output_tokens
+    online = totals.input_tokens - batched[0], totals.output_tokens - batched[1]
+    costs = [_cost_of(job, "online", *online), _cost_of(job, "batch", *batched)]
+    return None if None in costs else sum(cost for cost in costs if cost is not None)
+
+
+def _cost_of(job: Job, lane: str, input_tokens: int, output_tokens: int) -> float | None:
+    """Dollars of a lane's tokens, by the dearest of its deployments' prices, or of all where it has none."""
+    if not input_tokens and not output_tokens:
+        return 0.0
+    mine = [deployment for deployment in job.deployments if deployment.lane == lane] or job.deployments
+    share = BATCH_SHARE if lane == "batch" else 1.0
+    costs: list[float] = []
+    for deployment in mine:
+        price, part = (deployment.price, 1.0) if deployment.price else (price_for(deployment.model), share)
+        if price is None or price.input is None or (output_tokens and price.output is None):
+            return None
+        costs.append(part * (input_tokens * price.input + output_tokens * (price.output or 0)) / 1_000_000)
+    return max(costs)
 
 
 def _too_many_failed(job: Job, summary: Summary) -> bool:

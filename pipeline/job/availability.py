@@ -42,6 +42,13 @@ PREVIEW_SINCE: Mapping[str, str] = {
 PREVIEW_FIELDS: Mapping[str, frozenset[str]] = {"transcription": frozenset({"timestamp_granularities"})}
 """Fields of an operation's request that no generally available version of the classic API has."""
 
+BATCHED: Mapping[str, frozenset[str]] = {
+    "azure": frozenset({"chat", "responses"}),
+    "azure-v1": frozenset({"chat", "responses"}),
+    "openai": frozenset({"chat", "responses", "completions", "embeddings"}),
+}
+"""The operations that go through each family's Batch API (Azure's how-to page of 2026-03, OpenAI's Batch API guide)."""
+
 _DATED = re.compile(r"(\d{4}-\d{2}-\d{2})(-preview)?")
 
 
@@ -66,6 +73,15 @@ def absence(operation: str | None, api_version: str, fields: Iterable[str] = ())
     if lacking and api_version in GENERAL:
         return f"has no request.{min(lacking)}: use a preview such as {LAST_PREVIEW}, or `api: azure-v1`"
     return None
+
+
+def batch_lack(operation: str | None, api: str) -> str | None:
+    """Say that an operation cannot go through a family's Batch API; None where it can, or is not known."""
+    offered = BATCHED[api]
+    if operation is None or operation in offered:
+        return None
+    where = "Azure's Batch API" if api != "openai" else "the Batch API"
+    return f"{where} does not take {operation}, only {', '.join(sorted(offered))}: use `run: {{lane: online}}`"
 
 
 def _has(api_version: str, since: str, general: tuple[str, ...]) -> bool:

@@ -320,6 +320,7 @@ class _Reader:
         output = self._output(data.get("output"), operation, inputs)
         self._pieces(request or {}, output)
         run = self._run(data.get("run") or {}, operation)
+        deployments = self._lanes(deployments, run, operation, request or {})
         origin = Origin(
             marks={path: mark for path, mark in report.tree.marks.items() if mark != (0, 0)}, written=written
         )
@@ -462,6 +463,35 @@ class _Reader:
             return spec
         timeout_s = MEDIA_TIMEOUT_S if operation in _OF_MEDIA else DEFAULT_TIMEOUT_S
         return spec.model_copy(update={"timeout_s": timeout_s})
+
+    def _lanes(
+        self,
+        deployments: tuple[DeploymentSpec, ...],
+        run: RunSpec | None,
+        operation: str | None,
+        request: Mapping[str, Any],
+    ) -> tuple[DeploymentSpec, ...]:
+        """Settle which lane each deployment is for, and refuse what batches cannot do."""
+        if run is None or run.lane == "online":
+            if run is not None and deployments and all(spec.lane == "batch" for spec in deployments):
+                self.report.add(("deployments",), "are all for batches: say `run: {lane: batch}`, or name another one")
+            return deployments
+        settled = tuple(
+            spec if "lane" in spec.model_fields_set else spec.model_copy(update={"lane": "batch"})
+            for spec in deployments
+        )
+        if settled and all(spec.lane != "batch" for spec in settled):
+            self.report.add(("run", "lane"), "is batch, but no deployment has `lane: batch`")
+        for index, spec in enumerate(settled):
+            if spec.lane == "batch" and (lack := availability.batch_lack(operation, spec.api)) is not None:
+                self.report.add(("deployments", index), lack)
+        if run.on_truncated == "retry":
+            self.report.add(("run", "on_truncated"), "cannot be retry in the batch lane: use keep or fail")
+        if run.right_size is not None:
+            self.report.add(("run", "right_size"), "is for the online lane: batches have no quota by the minute")
+        if request.get("stream"):
+            self.report.add(("request", "stream"), "cannot be true in the batch lane: answers come as a file")
+        return settled
 
     def _lines_request(self, value: Any) -> dict[str, Any]:
         if value is not None:

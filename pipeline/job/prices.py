@@ -9,6 +9,9 @@ from pipeline.job.spec import Price
 AS_OF = "2026-11"
 SOURCE = "litellm 1.109.1, model_prices_and_context_window.json, providers azure and openai (global standard)"
 
+BATCH_SHARE = 0.5
+"""What the Batch API costs of the list price (Azure: of Global Standard)."""
+
 # US dollars for a million tokens: input, cached input, output.
 _PRICES: dict[str, tuple[float, float | None, float]] = {
     "text-embedding-3-small": (0.02, None, 0.0),

@@ -37,11 +37,10 @@ DEFAULT_TIMEOUT_S = 300.0
 MEDIA_TIMEOUT_S = 600.0  # sound and pictures take longer to make, and to carry
 
 # Keys and values of later work: known, so that they are refused with a better word than "unknown".
-LATER_KEYS = frozenset({"canary", "dedupe", "incremental", "keep_files", "max_tokens_total", "processes"})
+LATER_KEYS = frozenset({"canary", "dedupe", "incremental", "max_tokens_total", "processes"})
 LATER_OPERATIONS = frozenset({"fine-tuning"})
 LATER_VALUES: Mapping[tuple[str, str], frozenset[str]] = {
-    ("deployments", "lane"): frozenset({"batch"}),
-    ("run", "lane"): frozenset({"batch", "auto"}),
+    ("run", "lane"): frozenset({"auto"}),
 }
 
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
@@ -466,8 +465,19 @@ class DeploymentSpec(Section):
         + ", and its options (docs/identity.md). Secrets among them are given as `${NAME}`, files are relative to the "
         "job file.",
     )
-    lane: Literal["online"] = declare(
-        "online", kind="operational", doc="What the deployment is for: one request at a time, at once."
+    lane: Literal["online", "batch"] = declare(
+        "online",
+        kind="operational",
+        default_text="`run.lane`",
+        doc="What the deployment is for: requests that are answered at once, or batches. On Azure these are two "
+        "deployments.",
+    )
+    enqueued_tokens: Count | None = declare(
+        None,
+        kind="operational",
+        type_text="number",
+        default_text="none: what the service refuses is submitted again when there is room",
+        doc="The tokens that its batches may hold at a time (`lane: batch`).",
     )
     requests_per_minute: Rate | None = declare(
         None,
@@ -635,8 +645,26 @@ class OutputSpec(Section):
 class RunSpec(Section):
     """How the rows are sent, and when the run stops."""
 
-    lane: Literal["online"] = declare(
-        "online", kind="operational", doc="Requests are sent one by one and answered at once."
+    lane: Literal["online", "batch"] = declare(
+        "online",
+        kind="operational",
+        doc="Requests are sent one by one and answered at once, or in files through the Batch API, at half the price "
+        "and within a day (docs/batch.md).",
+    )
+    poll_s: Duration = declare(
+        60.0,
+        kind="operational",
+        type_text="duration",
+        default_text="60s",
+        name="poll",
+        doc="The least time between two looks at a batch.",
+    )
+    keep_files: Annotated[bool, Strict()] = declare(
+        False,
+        kind="operational",
+        type_text="`true`, `false`",
+        default_text="`false`",
+        doc="Whether the service keeps the files of batches whose results are safe; else they are deleted.",
     )
     workers: Annotated[int, Strict(), Field(ge=1, le=10_000)] = declare(
         32, kind="operational", type_text="number", doc="The most requests in flight."

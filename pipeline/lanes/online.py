@@ -194,7 +194,7 @@ class OnlineLane:
         pool.listen(self._commits.say)
 
     @property
-    def is_cutting(self) -> bool:
+    def works_long(self) -> bool:
         """Whether a thread cuts a row into pieces."""
         return self._cuts > 0
 

@@ -89,7 +89,9 @@ class ChatOperation(OneRow):
         )
         tokens = _check(body)
         asked = ask(body, bounds=_BOUNDS, copies=_copies(body), stream=stream, pictures=pictures)
-        return Item(ordinal=row.ordinal, tokens=tokens + asked.output_tokens, content=asked)
+        return Item(
+            ordinal=row.ordinal, tokens=tokens + asked.output_tokens, output_tokens=asked.output_tokens, content=asked
+        )
 
     def build(self, items: Sequence[Item], target: Target) -> Call:
         """Put the model's name in front of the body where the path does not say it, and read the pictures.

@@ -49,7 +49,9 @@ class CompletionsOperation(OneRow):
         stream = take_stream(body)
         tokens = _prompt_tokens(body.get("prompt"))
         asked = ask(body, bounds=_BOUNDS, copies=_copies(body), stream=stream)
-        return Item(ordinal=row.ordinal, tokens=tokens + asked.output_tokens, content=asked)
+        return Item(
+            ordinal=row.ordinal, tokens=tokens + asked.output_tokens, output_tokens=asked.output_tokens, content=asked
+        )
 
     def build(self, items: Sequence[Item], target: Target) -> Call:
         """Put the model's name in front of the body where the path does not say it."""

@@ -107,7 +107,9 @@ class ResponsesOperation(OneRow):
             )
         tokens = _check(body)
         asked = ask(body, bounds=_BOUNDS, copies=1, stream=stream, pictures=pictures)
-        return Item(ordinal=row.ordinal, tokens=tokens + asked.output_tokens, content=asked)
+        return Item(
+            ordinal=row.ordinal, tokens=tokens + asked.output_tokens, output_tokens=asked.output_tokens, content=asked
+        )
 
     def build(self, items: Sequence[Item], target: Target) -> Call:
         """Name the model, which on Azure is the deployment: no path says it. Reads the pictures.

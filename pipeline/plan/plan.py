@@ -87,8 +87,16 @@ class Plan:
 
     def finished(self, work: Work) -> None:
         """Note that the work's rows are committed."""
-        self._progress[work.span].finished += work.size
-        self._seal_if_complete(work.span)
+        self.rows_finished(work.span, work.size)
+
+    def rows_finished(self, span: int, count: int) -> None:
+        """Note that so many rows of the range that begins at `span` are committed."""
+        self._progress[span].finished += count
+        self._seal_if_complete(span)
+
+    def put_back(self, work: Work) -> None:
+        """Take work back that was handed out, to be handed out again, first."""
+        self._ready.appendleft(work)
 
     def open_spans(self) -> list[Span]:
         """Ranges that are not complete, by ordinal, as far as they were read."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
@@ -58,6 +59,12 @@ class Address:
             path = f"{self.base}/{endpoint}"
         query = self.query or (_PREVIEW if self.family is Family.AZURE_V1 and endpoint.startswith(_IN_PREVIEW) else "")
         return f"{path}?{query}" if query else path
+
+    def management_url(self, path: str, query: Mapping[str, str]) -> str:
+        """Return the URL of what belongs to the whole resource, such as "files" or "batches/ID"."""
+        both = "&".join(part for part in (self.query, urlencode(query)) if part)
+        place = f"{self.base}/{quote(path, safe='/')}"
+        return f"{place}?{both}" if both else place
 
     @property
     def origin(self) -> str:

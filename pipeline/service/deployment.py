@@ -18,6 +18,7 @@ from pipeline.pace.outage import Outage
 from pipeline.pace.verdict import ThrottleKind
 from pipeline.service.address import Address
 from pipeline.service.auth import Credentials
+from pipeline.service.batch_api import BatchApi
 from pipeline.service.headers import rate_limits, reply_ids
 from pipeline.service.quoted import Hider, hider
 from pipeline.service.wire import Wire
@@ -136,6 +137,17 @@ class Deployment:
     def origin(self) -> str:
         """Scheme, host and port of what it is asked at."""
         return self._address.origin
+
+    def batch_api(self) -> BatchApi:
+        """Its resource's files and batches."""
+        return BatchApi(
+            address=self._address,
+            wire=self._wire,
+            credentials=self.credentials,
+            headers=self._headers,
+            clock=self._clock,
+            random=self._random,
+        )
 
     @property
     def most_tokens(self) -> float | None:

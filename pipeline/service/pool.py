@@ -353,10 +353,12 @@ async def open_pool(
         deployments = []
         seats: dict[Deployment, Seat] = {}
         for spec in job.deployments:
+            if spec.lane != job.run.lane:
+                continue
             deployment = _deployment(spec, job, clock=clock, random=random, transport=transport, http_log=http_log)
             stack.push_async_callback(deployment.aclose)
             deployments.append(deployment)
-            if transport is None:
+            if transport is None and spec.lane == "online":
                 seat = Seat(shared_folder(os.environ), origin=deployment.origin, deployment=spec.deployment)
                 seats[deployment] = stack.enter_context(seat)
         pool = Pool(tuple(deployments), clock=clock, max_outage_s=job.run.max_outage_s, seats=seats)

@@ -44,6 +44,8 @@ DEADLINE = "deadline_s"
 """The request extension under which a transport finds the attempt's whole time, in seconds."""
 ARRIVED = "arrived"
 """The request extension under which a transport that reads whole replies finds whom to tell of bytes as they come."""
+SINK = "sink"
+"""The request extension under which a transport that reads whole replies finds who takes those of a 2xx instead."""
 ARRIVALS_MS = 1.0
 """Bytes that come within this time of others are noted with them."""
 
@@ -60,6 +62,7 @@ _TLS = (
 _DEEPEST_CAUSE = 8
 _DIGITS = 20
 """Digits of a length that are read; more make it no smaller."""
+_REDIRECTED = 300
 _SOCKET_OPTIONS = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + (
     [(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_S * 1000)] if sys.platform == "linux" else []
 )
@@ -151,6 +154,31 @@ class Wire:
         request = httpx.Request("GET", parsed, headers=[("host", host), *headers.items()], extensions=extensions)
         return await self._attempt(request, self._clock.now(), None, timeout_s)
 
+    async def transfer(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: Pieces | None = None,
+        *,
+        timeout_s: float,
+        sink: Callable[[bytes], None] | None = None,
+    ) -> Reply | NoReply:
+        """Make exactly one attempt, as `send` makes them, with files of any size: nothing is held whole.
+
+        A `sink` takes the bytes of a 2xx reply's body as they come; the reply's own body is then empty. What it raises
+        ends the attempt and is raised. The reply should not be encoded.
+        """
+        parsed, host = _url(url)
+        extensions: dict[str, Any] = {DEADLINE: timeout_s, "timeout": _timeouts(timeout_s)}
+        if sink is not None:
+            extensions[SINK] = sink
+        framing = [] if body is None else [("content-length", str(body.length))]
+        request = httpx.Request(
+            method, parsed, headers=[("host", host), *headers.items(), *framing], stream=body, extensions=extensions
+        )
+        return await self._attempt(request, self._clock.now(), None, timeout_s)
+
     async def _attempt(
         self, request: httpx.Request, began: float, arrivals: _Arrivals | None, timeout_s: float
     ) -> Reply | NoReply:
@@ -177,7 +205,7 @@ class Wire:
         """Send, and read the whole reply. Raises ReplyTooLargeError when it passes the cap."""
         response = await self._transport.handle_async_request(request)
         try:
-            content = await _read(response, arrivals)
+            content = await _read(response, arrivals, request.extensions.get(SINK))
         finally:
             await response.aclose()
         return Reply(
@@ -231,6 +259,18 @@ class Whole(httpx.ByteStream):
         self.content = content
 
 
+class Pieces(httpx.AsyncByteStream):
+    """A body of `length` bytes that is made piece by piece; each iteration begins anew."""
+
+    def __init__(self, make: Callable[[], AsyncIterator[bytes]], length: int) -> None:
+        self.length = length
+        self._make = make
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Begin."""
+        return self._make()
+
+
 class PyreqwestTransport(httpx.AsyncBaseTransport):
     """A lean bridge from httpx's types to pyreqwest: body and reply are whole, and its own clock ends an attempt.
 
@@ -270,8 +310,12 @@ class PyreqwestTransport(httpx.AsyncBaseTransport):
         sending = self._client.request(request.method, str(request.url)).headers(
             [(name.decode("ascii"), value.decode("ascii")) for name, value in request.headers.raw if name != b"host"]
         )
-        body = request.stream.content if isinstance(request.stream, Whole) else await request.aread()
-        sending = sending.body_bytes(body)
+        if isinstance(request.stream, Pieces):
+            sending = sending.body_stream(aiter(request.stream))
+        else:
+            sending = sending.body_bytes(
+                request.stream.content if isinstance(request.stream, Whole) else await request.aread()
+            )
         if DEADLINE in request.extensions:
             sending = sending.timeout(timedelta(seconds=request.extensions[DEADLINE]))
         arrived: Callable[[int], None] | None = request.extensions.get(ARRIVED)
@@ -279,6 +323,11 @@ class PyreqwestTransport(httpx.AsyncBaseTransport):
             # Its default waits for 64 kB or the end before the first bytes are handed on.
             sending = sending.streamed_read_buffer_limit(1)
         async with sending.build_streamed() as reply:
+            sink: Callable[[bytes], None] | None = request.extensions.get(SINK)
+            if sink is not None and reply.status < _REDIRECTED:
+                while (chunk := await reply.body_reader.read_chunk()) is not None:
+                    sink(bytes(chunk))
+                return httpx.Response(reply.status, headers=_readable(reply.headers), stream=Whole(b""))
             _refuse_long(reply.headers.get("content-length"))
             if arrived is None:
                 content = await reply.body_reader.read(REPLY_CAP_BYTES + 1)
@@ -515,11 +564,15 @@ def _refuse_long(length: str | None) -> None:
         _refuse_large(int(length[:_DIGITS]))
 
 
-async def _read(response: httpx.Response, arrivals: _Arrivals | None) -> bytes:
-    """Read a body to its end. Raises ReplyTooLargeError when it passes the cap."""
+async def _read(response: httpx.Response, arrivals: _Arrivals | None, sink: Callable[[bytes], None] | None) -> bytes:
+    """Read a body to its end. Raises ReplyTooLargeError when it passes the cap, unless a sink takes a 2xx reply's."""
     if isinstance(response.stream, Whole) and "content-encoding" not in response.headers:
         _refuse_large(len(response.stream.content))
         return response.stream.content
+    if sink is not None and response.status_code < _REDIRECTED:
+        async for chunk in response.aiter_bytes():
+            sink(chunk)
+        return b""
     _refuse_long(response.headers.get("content-length"))
     chunks: list[bytes] = []
     size = 0

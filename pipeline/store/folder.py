@@ -66,6 +66,11 @@ class Layout:
         return self.private / "pieces"
 
     @property
+    def batches(self) -> Path:
+        """Lines and results of batches that are on their way."""
+        return self.private / "batches"
+
+    @property
     def media(self) -> Path:
         """Files of rows: speech, pictures, subtitles."""
         return self.root / MEDIA

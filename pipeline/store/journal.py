@@ -14,8 +14,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
+
+import ormsgpack
 
 from pipeline.errors import DamageError, DefectError, PipelineError, StorageError
 from pipeline.model import Attempt, Outcome, RequestInfo, RowResult, WrittenFile
@@ -31,7 +34,7 @@ from pipeline.store.database import (
     transaction,
 )
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 ATTEMPTS_A_CHUNK = 500
 ATTEMPTS_LOST = "attempts_lost"
 """Noted by a repair: how many attempts were in files that are gone."""
@@ -58,6 +61,7 @@ CREATE TABLE IF NOT EXISTS piece (
 CREATE TABLE IF NOT EXISTS file (
     name TEXT PRIMARY KEY, bytes INTEGER NOT NULL, sha256 TEXT NOT NULL
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS batch (tag TEXT PRIMARY KEY, record TEXT NOT NULL, lines BLOB NOT NULL);
 """
 
 
@@ -100,7 +104,10 @@ class Part:
 
 @dataclass(slots=True, kw_only=True)
 class Totals:
-    """What the folder's life has come to, over all invocations. `sealed_*` are rows in parts."""
+    """What the folder's life has come to, over all invocations.
+
+    `sealed_*` are rows in parts, `batched_*` those of the tokens that went through the Batch API.
+    """
 
     ok: int = 0
     failed: int = 0
@@ -114,6 +121,48 @@ class Totals:
     total_tokens: int = 0
     cached_tokens: int = 0
     calls_on_refusals: int = 0
+    batched_input_tokens: int = 0
+    batched_output_tokens: int = 0
+
+
+class BatchStep(StrEnum):
+    """How far a batch has come; each step is kept before the call that follows it."""
+
+    WRITTEN = "written"  # its lines lie in a file of ours, which may have been uploaded
+    UPLOADED = "uploaded"
+    SUBMITTING = "submitting"  # it may have been submitted
+    SUBMITTED = "submitted"
+    ENDED = "ended"
+    COLLECTED = "collected"  # its results are kept; what remains is to tidy up
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchRecord:
+    """One batch of lines on its way. `since` is when it came to its step, epoch seconds.
+
+    `tokens` is the estimate of its prompts. `file`, `batch`, `output` and `errors` are the service's ids.
+    """
+
+    tag: str
+    deployment: str
+    step: BatchStep
+    since: float
+    endpoint: str
+    count: int
+    bytes: int
+    tokens: int
+    file: str | None = None
+    batch: str | None = None
+    output: str | None = None
+    errors: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchLine:
+    """One line of a batch: the rows that it asks for, and how often they were asked for before."""
+
+    tries: int
+    ordinals: tuple[int, ...]
 
 
 @dataclass(slots=True)
@@ -200,6 +249,23 @@ class Journal:
                 )
             )
         )
+
+    async def keep_batch(self, record: BatchRecord, lines: Sequence[BatchLine] | None = None) -> None:
+        """Keep how far a batch has come; with `lines`, a new one. Raises what `commit` raises."""
+        text = json.dumps(asdict(record))
+        if lines is None:
+            await self._submit(
+                lambda connection: _execute(connection, "UPDATE batch SET record = ? WHERE tag = ?", (text, record.tag))
+            )
+            return
+        blob = ormsgpack.packb([(line.tries, line.ordinals) for line in lines])
+        await self._submit(
+            lambda connection: _execute(connection, "INSERT INTO batch VALUES (?, ?, ?)", (record.tag, text, blob))
+        )
+
+    async def drop_batch(self, tag: str) -> None:
+        """Forget a batch."""
+        await self._submit(lambda connection: _execute(connection, "DELETE FROM batch WHERE tag = ?", (tag,)))
 
     async def flush(self) -> None:
         """Return when everything that was queued before is kept. Raises what `commit` raises."""
@@ -324,6 +390,9 @@ class Journal:
                 totals.output_tokens += row.usage.output_tokens or 0
                 totals.total_tokens += row.usage.total_tokens or 0
                 totals.cached_tokens += row.usage.cached_tokens or 0
+                if outcome.batched:
+                    totals.batched_input_tokens += row.usage.input_tokens or 0
+                    totals.batched_output_tokens += row.usage.output_tokens or 0
         if outcome.attempts:
             totals.requests += 1
         self._keep_attempts(connection, outcome.attempts)
@@ -461,6 +530,17 @@ class JournalReader:
         names = [item.name for item in fields(Part) if item.name in known]
         rows = self._all(f"SELECT {', '.join(names)} FROM part ORDER BY first", ())  # noqa: S608 - our own names
         return [Part(**dict(zip(names, row, strict=True))) for row in rows]
+
+    def batches(self) -> list[BatchRecord]:
+        """Batches on their way, in no order."""
+        records = [json.loads(text) for (text,) in self._all("SELECT record FROM batch", ())]
+        return [BatchRecord(**{**record, "step": BatchStep(record["step"])}) for record in records]
+
+    def batch_lines(self, tag: str) -> list[BatchLine]:
+        """The lines of a batch, in the order of its file; none where it is not known."""
+        row = self._one("SELECT lines FROM batch WHERE tag = ?", (tag,))
+        packed = () if row is None else ormsgpack.unpackb(row[0])
+        return [BatchLine(tries=tries, ordinals=tuple(ordinals)) for tries, ordinals in packed]
 
     def done(self, first: int, last: int) -> bytearray:
         """One byte an ordinal, from `first`: 1 where the row is done."""
