@@ -657,7 +657,8 @@ class RunSpec(Section):
         type_text="duration",
         default_text="60s",
         name="poll",
-        doc="The least time between two looks at a batch.",
+        doc="The least time between two looks at a batch. A submission that was not answered is looked for ten times "
+        "as long before it is made again.",
     )
     keep_files: Annotated[bool, Strict()] = declare(
         False,

@@ -48,10 +48,9 @@ if TYPE_CHECKING:
     from pipeline.sources.base import Source
     from pipeline.store.journal import Journal, JournalReader, Span
 
-RECALL_S = 600.0
-"""Seconds for which the service is asked for a batch whose submission was not answered: its lists lag."""
-RECALL_EVERY_S = 30.0
-"""Seconds between two such questions."""
+RECALL_LOOKS = 10
+"""How many times the least time between two looks the service is asked for a batch whose submission was not answered:
+ten minutes by default, for its lists lag."""
 PROCESSED_EVERY_S = 5.0
 """Seconds between two looks at a file that the service looks at first."""
 COMMITS_AT_ONCE = 256
@@ -481,11 +480,11 @@ class BatchLane:
                 batch = await place.api.find_batch(record.tag)
             if batch is not None:
                 return await self._submitted(place, record, batch)
-            left_s = record.since + RECALL_S - self._clock.wall()
+            left_s = record.since + RECALL_LOOKS * self._rules.look_s - self._clock.wall()
             if left_s <= 0:
                 self._leave(place, record)
                 return await self._keep(replace(record, step=BatchStep.UPLOADED))
-            await self._pause(min(left_s, RECALL_EVERY_S, self._rules.look_s))
+            await self._pause(min(left_s, self._rules.look_s / 2))
 
     async def _watch(self, place: BatchPlace, record: BatchRecord, group: TaskGroup) -> BatchRecord | None:
         """Look at a batch until it has ended."""
