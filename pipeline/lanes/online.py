@@ -15,6 +15,7 @@ import anyio
 from pipeline.errors import NoTokenYetError, PipelineError, RefusedError, ReplyError, RowError, RowProblem
 from pipeline.lanes.breaker import Breaker, Suspicion
 from pipeline.lanes.commit import Commits
+from pipeline.lanes.findings import Findings
 from pipeline.lanes.pieces import Cut, Piece, PieceLine
 from pipeline.lanes.pulse import Pulse
 from pipeline.lanes.stop import Stop, Stopped
@@ -138,10 +139,7 @@ class _Course:
 
 
 class OnlineLane:
-    """Sends tasks. Any number of `work` coroutines share one lane.
-
-    `operation` is the operation as the run knows it; it is replaced when a first reply fixes a fact of the run.
-    """
+    """Sends tasks. Any number of `work` coroutines share one lane."""
 
     def __init__(
         self,
@@ -165,7 +163,6 @@ class OnlineLane:
 
         `ballast` is given back on a full disk; `pulse` beats at whatever is got done.
         """
-        self.operation = operation.settled(facts)
         self.in_flight = 0
         # To ask whether an operation is of a protocol takes 20 µs: too long for every row.
         self._cutting = operation if isinstance(operation, Cutting) else None
@@ -173,8 +170,6 @@ class OnlineLane:
         self._plan = plan
         self._pool = pool
         self._journal = journal
-        self._facts = facts
-        self._models = list(models)
         self._rules = rules
         self._fetcher = fetcher
         self._stop = stop
@@ -182,6 +177,7 @@ class OnlineLane:
         self._commits = Commits(
             journal=journal, ballast=ballast, root=rules.root, stop=stop, log=log, pulse=self._pulse
         )
+        self._findings = Findings(operation, facts=facts, models=models, journal=journal, commits=self._commits)
         self._pieces = PieceLine()
         self._lengths = None if rules.right_size is None else Lengths(rules.right_size)
         self._clock = clock
@@ -205,7 +201,7 @@ class OnlineLane:
 
     def schema(self) -> pa.Schema:
         """The result columns. Raises LookupError while a fact of the run is unknown."""
-        return self.operation.schema()
+        return self._findings.operation.schema()
 
     async def work(self) -> None:
         """Take tasks until there are no more or the run stops; each is durable before the next is taken.
@@ -391,13 +387,17 @@ class OnlineLane:
             return await self._too_large(asked, tokens, most)
         deployment = self._pool.pick(tokens)
         # What is read from files is held only while it is sent.
-        call = None if self.operation.reads_files else self.operation.build(asked.items, deployment.target)
+        call = (
+            None
+            if self._findings.operation.reads_files
+            else self._findings.operation.build(asked.items, deployment.target)
+        )
         tokens = tokens if call is None else call.tokens
         if not await self._leave(deployment, tokens, again=asked.ended_at is not None, retry=asked.retried):
             return None
         if call is None:
             try:
-                call = await anyio.to_thread.run_sync(self.operation.build, asked.items, deployment.target)
+                call = await anyio.to_thread.run_sync(self._findings.operation.build, asked.items, deployment.target)
             except RowProblem as problem:
                 deployment.give_back(tokens)
                 return self._unsent(asked.items, problem.info, tuple(asked.attempts))
@@ -463,8 +463,7 @@ class OnlineLane:
 
     async def _answered(self, asked: _Asked, sent: _Sent) -> Outcome | None:
         """Complete the answer; None where it asks for another in its place."""
-        await self._learn(sent.results)
-        await self._notice_model(sent)
+        await self._findings.learn(sent.results, sent.deployment.name)
         results = [await self._fetched(row, sent.deployment) for row in sent.results]
         outcome = _completed(asked, self._outcome(asked, sent.deployment, sent.exchange, results))
         if (again := results[0].again) is None:
@@ -472,20 +471,6 @@ class OnlineLane:
             return outcome
         asked.first, asked.items, asked.history = outcome, (again,), History()
         return None
-
-    async def _notice_model(self, sent: _Sent) -> None:
-        """Keep which models answer; another one than before is said, for rows of one run should be comparable."""
-        model = sent.results[0].model
-        if model is None or model in self._models:
-            return
-        if self._models:
-            before = ", ".join(self._models)
-            self._commits.say(
-                Event.ANOTHER_MODEL, Level.WARNING, deployment=sent.deployment.name, model=model, before=before
-            )
-        self._models.append(model)
-        with anyio.CancelScope(shield=True):
-            await self._journal.note("models", self._models)
 
     def _sized(self, items: tuple[Item, ...]) -> tuple[Item, ...]:
         """The item with its answer bounded by what answers of this job need, where the job asks for that."""
@@ -509,7 +494,7 @@ class OnlineLane:
         """Complete a result whose reply named a URL; the row fails where the URL does not give it."""
         if row.fetch is None:
             return row
-        operation = self.operation
+        operation = self._findings.operation
         assert isinstance(operation, Fetching)  # noqa: S101 - nobody else names URLs
         assert self._fetcher is not None  # noqa: S101 - likewise
         try:
@@ -607,27 +592,11 @@ class OnlineLane:
         if not isinstance(exchange.reply, Reply):
             return verdict, []
         try:
-            results = self.operation.parse(items, exchange.reply)
-            self._agree(results)
+            results = self._findings.operation.parse(items, exchange.reply)
+            self._findings.agree(results)
         except ReplyError as error:
             return BadReply(error=replace(error.info, http_status=exchange.reply.status)), []
         return verdict, results
-
-    def _agree(self, results: Sequence[RowResult]) -> None:
-        """Raise ReplyError when a reply says otherwise than what the run has fixed."""
-        for name, value in self.operation.facts(results).items():
-            known = self._facts.get(name, value)
-            if known != value:
-                raise ReplyError(code="bad_reply", message=f"{name} is {value}, but the run began with {known}")
-
-    async def _learn(self, results: Sequence[RowResult]) -> None:
-        """Keep what a first reply fixes for the whole run, before any row that rests on it."""
-        facts = dict(self.operation.facts(results))
-        if facts.keys() - self._facts.keys():
-            self._facts.update(facts)
-            self.operation = self.operation.settled(self._facts)
-            with anyio.CancelScope(shield=True):
-                await self._journal.note("facts", self._facts)
 
     def _note(
         self,
@@ -708,7 +677,7 @@ class OnlineLane:
     def _split(self, asked: _Asked, deployment: Deployment, exchange: Exchange, error: ErrorInfo) -> _Split:
         """Cut a refused pack down: take out the row that the error names, else halve it."""
         items = asked.items
-        named = self.operation.blame(items, error)
+        named = self._findings.operation.blame(items, error)
         if named is None:
             middle = len(items) // 2
             packs: tuple[tuple[Item, ...], ...] = (items[:middle], items[middle:])

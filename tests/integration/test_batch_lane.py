@@ -7,6 +7,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 from batch_scene import BatchScene, text_of
@@ -135,7 +136,9 @@ async def test_a_service_without_a_batch_api_stops_the_run(tmp_path: Path) -> No
 async def test_a_lost_reply_submits_nothing_twice(tmp_path: Path, attempts: int) -> None:
     """Every kind of call loses its first replies, after it was carried out; lists lag behind."""
     faults = {"rates": {"reset_before": 1.0}, "attempts": attempts}
-    place = scene(tmp_path, simulator={"offline": {"faults": faults, "listing_lag_s": 0.3}})
+    place = scene(
+        tmp_path, simulator={"offline": {"faults": faults, "listing_lag_s": 0.3}}, run_keys={"poll": "100ms"}
+    )
     with place.served():
         summary = await place.run()
     assert summary.exit_code == 0, summary.reason
@@ -207,6 +210,7 @@ async def test_cron_finishes_a_job_that_does_not_fit_at_once(tmp_path: Path) -> 
         while not codes or codes[-1] == 4:
             codes.append((await place.run(wait=False)).exit_code)
             assert len(codes) < 60
+            await anyio.sleep(0.3)
     assert codes[-1] == 0
     assert len(codes) > 2
     place.assert_each_row_once()
