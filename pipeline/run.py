@@ -16,6 +16,7 @@ import anyio
 from pipeline import operations
 from pipeline.clock import Clock, SystemClock
 from pipeline.engines.descriptors import ensure_descriptors
+from pipeline.engines.lanes import make_lane
 from pipeline.engines.local import Sealing, SealRules, run_local
 from pipeline.engines.signals import obeyed_signals
 from pipeline.engines.stall import StallGuard
@@ -25,18 +26,12 @@ from pipeline.errors import FolderHeldError, JobFileError, PipelineError, Stoppe
 from pipeline.job import change
 from pipeline.job.batch import BATCH_FORMAT
 from pipeline.job.load import check_columns
-from pipeline.job.template import compile_request
-from pipeline.lanes.base import Lane
-from pipeline.lanes.batch import BatchLane, BatchRules
-from pipeline.lanes.batch_places import batch_places
 from pipeline.lanes.commit import Commits
 from pipeline.lanes.findings import Findings
-from pipeline.lanes.online import LaneRules, OnlineLane
 from pipeline.lanes.pulse import Pulse
 from pipeline.lanes.stop import Stop
 from pipeline.log import Event, EventLog, Level, Listener
 from pipeline.operations.base import Fetching, result_columns
-from pipeline.pace.retry import RetryRules
 from pipeline.plan.plan import Plan
 from pipeline.plan.ranges import PlanRules, carried_schema, check_input, claim_ids, columns_read, plan_rules
 from pipeline.service.fetch import Fetcher, open_fetcher
@@ -171,7 +166,8 @@ class _Run:
         pulse = Pulse()
         async with (
             self._open_journal() as (journal, ballast),
-            open_pool(job, clock=clock, random=self.dice, transport=transport, http_log=self.http_log) as pool,
+            self._open_pool("batch" if job.run.lane == "batch" else "online", transport) as pool,
+            self._open_pool("batch", transport) if job.run.lane == "auto" else nullcontext() as batch_pool,
             self._open_fetcher() as fetcher,
         ):
             await self._begin(journal, known, variants)
@@ -186,14 +182,31 @@ class _Run:
                     rules=self.rules,
                     completed=completed,
                 )
-                lane = self._lane(
-                    known,
+                commits = Commits(
+                    journal=journal, ballast=ballast, root=layout.root, stop=self.stop, log=self.log, pulse=pulse
+                )
+                lane = make_lane(
+                    job,
+                    layout=layout,
+                    source=self.source,
                     plan=plan,
+                    plan_rules=self.rules,
                     pool=pool,
+                    batch_pool=batch_pool or pool,
                     journal=journal,
+                    findings=Findings(
+                        self.operation,
+                        facts=dict(known.facts) if known else {},
+                        models=known.models if known else (),
+                        journal=journal,
+                        commits=commits,
+                    ),
+                    commits=commits,
                     fetcher=fetcher,
-                    variant=variant,
-                    ballast=ballast,
+                    wait=self.wait,
+                    stop=self.stop,
+                    clock=clock,
+                    random=self.dice,
                     pulse=pulse,
                 )
                 sealing = self.sealing = Sealing(
@@ -235,7 +248,7 @@ class _Run:
                         lane=lane,
                         plan=plan,
                         sealing=sealing,
-                        workers=job.run.workers if job.run.lane == "online" else 1,
+                        workers=1 if job.run.lane == "batch" else job.run.workers,
                         stop=self.stop,
                         grace_s=job.run.grace_s,
                         clock=clock,
@@ -248,72 +261,9 @@ class _Run:
                     summary = tally.ending(self.stop.cause)
         return self._tell(summary)
 
-    def _lane(
-        self,
-        known: Earlier | None,
-        *,
-        plan: Plan,
-        pool: Pool,
-        journal: Journal,
-        fetcher: Fetcher | None,
-        variant: str,
-        ballast: Ballast,
-        pulse: Pulse,
-    ) -> Lane:
-        """Make what sends the rows."""
-        job, layout = self.job, self.layout
-        facts = dict(known.facts) if known else {}
-        models = known.models if known else ()
-        if job.run.lane == "batch":
-            commits = Commits(
-                journal=journal, ballast=ballast, root=layout.root, stop=self.stop, log=self.log, pulse=pulse
-            )
-            return BatchLane(
-                plan=plan,
-                source=self.source,
-                plan_rules=self.rules,
-                places=batch_places(job, pool),
-                journal=journal,
-                findings=Findings(self.operation, facts=facts, models=models, journal=journal, commits=commits),
-                commits=commits,
-                rules=BatchRules(
-                    folder=layout.batches,
-                    variant=variant,
-                    raw=_raw(job),
-                    max_attempts=job.run.max_attempts,
-                    max_outage_s=job.run.max_outage_s,
-                    look_s=job.run.poll_s,
-                    keep_files=job.run.keep_files,
-                    wait=self.wait,
-                ),
-                stop=self.stop,
-                clock=self.clock,
-                random=self.dice,
-                pulse=pulse,
-            )
-        return OnlineLane(
-            plan=plan,
-            pool=pool,
-            journal=journal,
-            operation=self.operation,
-            facts=facts,
-            models=models,
-            rules=LaneRules(
-                retry=RetryRules(max_attempts=job.run.max_attempts, max_pause_s=job.run.max_pause_s),
-                raw=_raw(job),
-                variant=variant,
-                root=layout.root,
-                pieces=layout.pieces,
-                right_size=job.run.right_size,
-                rows_own=compile_request(job.request).row_fields if job.request else None,
-            ),
-            fetcher=fetcher,
-            stop=self.stop,
-            log=self.log,
-            clock=self.clock,
-            random=self.dice,
-            ballast=ballast,
-            pulse=pulse,
+    def _open_pool(self, lane: str, transport: Transport | None) -> AbstractAsyncContextManager[Pool]:
+        return open_pool(
+            self.job, lane=lane, clock=self.clock, random=self.dice, transport=transport, http_log=self.http_log
         )
 
     def _open_fetcher(self) -> AbstractAsyncContextManager[Fetcher | None]:
@@ -510,10 +460,3 @@ def _open_source(job: Job, known: Earlier | None) -> Source:
         columns=job.input.columns,
         kept_schema=known.schema if known is not None and known.begun else None,
     )
-
-
-def _raw(job: Job) -> str:
-    """Which replies are kept: `auto` keeps all of those whose text is the result, else those of failed rows."""
-    if job.output.raw != "auto":
-        return job.output.raw
-    return "all" if job.operation in {"chat", "responses"} or job.output.format == BATCH_FORMAT else "failed"

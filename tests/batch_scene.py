@@ -68,6 +68,7 @@ class BatchScene:
     api: str = "azure-v1"
     simulator: dict[str, Any] = field(default_factory=dict)
     deployment: dict[str, Any] = field(default_factory=dict)
+    more: list[dict[str, Any]] = field(default_factory=list)
     run_keys: dict[str, Any] = field(default_factory=dict)
     url: str = ""
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -93,6 +94,17 @@ class BatchScene:
         """The output folder."""
         return Layout(self.folder / "out")
 
+    def _deployment(self, base: str) -> dict[str, Any]:
+        return {
+            "endpoint": base,
+            "api": self.api,
+            "deployment": "d",
+            "model": MODELS[self.operation],
+            "key": "${K}",
+            **({"api_version": "2025-04-01-preview"} if self.api == "azure" else {}),
+            **self.deployment,
+        }
+
     def write_job(self, **keys: Any) -> Path:
         """Write the job file."""
         base = f"{self.url}/v1" if self.api == "openai" else self.url
@@ -100,17 +112,7 @@ class BatchScene:
             "operation": self.operation,
             "input": {"path": "rows.jsonl", "id": "id"},
             "request": request_of(self.operation),
-            "deployments": [
-                {
-                    "endpoint": base,
-                    "api": self.api,
-                    "deployment": "d",
-                    "model": MODELS[self.operation],
-                    "key": "${K}",
-                    **({"api_version": "2025-04-01-preview"} if self.api == "azure" else {}),
-                    **self.deployment,
-                }
-            ],
+            "deployments": [self._deployment(base), *(self._deployment(base) | more for more in self.more)],
             "output": {"path": "out", "part_rows": 40},
             "run": {"lane": "batch", "poll": "20ms", **self.run_keys},
             **keys,

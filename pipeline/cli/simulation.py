@@ -26,7 +26,7 @@ def simulated(job: Job, *, speed: float) -> Iterator[Job]:
     output.parent.mkdir(parents=True, exist_ok=True)
     ledger = output.with_name(f"{output.name}.ledger.jsonl")
     try:
-        kept = output.with_name(f"{output.name}.service") if job.run.lane == "batch" else None
+        kept = output.with_name(f"{output.name}.service") if job.run.lane != "online" else None
         process = start({**_config(job, speed), "folder": kept}, ledger=ledger)
     except SimulatorDiedError as error:
         raise DefectError(f"{error}; please report this") from error

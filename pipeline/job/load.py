@@ -27,7 +27,6 @@ from pipeline.job.spec import (
     DEFAULT_TIMEOUT_S,
     LATER_KEYS,
     LATER_OPERATIONS,
-    LATER_VALUES,
     MEDIA_TIMEOUT_S,
     NOT_YET,
     DeploymentSpec,
@@ -471,18 +470,32 @@ class _Reader:
         operation: str | None,
         request: Mapping[str, Any],
     ) -> tuple[DeploymentSpec, ...]:
-        """Settle which lane each deployment is for, and refuse what batches cannot do."""
+        """Settle which lane each deployment is for."""
         if run is None or run.lane == "online":
             if run is not None and deployments and all(spec.lane == "batch" for spec in deployments):
                 self.report.add(("deployments",), "are all for batches: say `run: {lane: batch}`, or name another one")
             return deployments
         settled = tuple(
-            spec if "lane" in spec.model_fields_set else spec.model_copy(update={"lane": "batch"})
+            spec if run.lane == "auto" or "lane" in spec.model_fields_set else spec.model_copy(update={"lane": "batch"})
             for spec in deployments
         )
-        if settled and all(spec.lane != "batch" for spec in settled):
-            self.report.add(("run", "lane"), "is batch, but no deployment has `lane: batch`")
-        for index, spec in enumerate(settled):
+        for lane in ("batch",) if run.lane == "batch" else ("batch", "online"):
+            if settled and all(spec.lane != lane for spec in settled):
+                self.report.add(("run", "lane"), f"is {run.lane}, but no deployment has `lane: {lane}`")
+        if run.lane == "auto" and run.deadline_s is None:
+            self.report.add(("run", "lane"), "is auto, which needs a deadline: say `run: {deadline: 20h}`")
+        self._batches(settled, run, operation, request)
+        return settled
+
+    def _batches(
+        self,
+        deployments: tuple[DeploymentSpec, ...],
+        run: RunSpec,
+        operation: str | None,
+        request: Mapping[str, Any],
+    ) -> None:
+        """Refuse what batches cannot do."""
+        for index, spec in enumerate(deployments):
             if spec.lane == "batch" and (lack := availability.batch_lack(operation, spec.api)) is not None:
                 self.report.add(("deployments", index), lack)
         if run.on_truncated == "retry":
@@ -491,7 +504,6 @@ class _Reader:
             self.report.add(("run", "right_size"), "is for the online lane: batches have no quota by the minute")
         if request.get("stream"):
             self.report.add(("request", "stream"), "cannot be true in the batch lane: answers come as a file")
-        return settled
 
     def _lines_request(self, value: Any) -> dict[str, Any]:
         if value is not None:
@@ -827,7 +839,7 @@ _MESSAGES = {
 
 
 def _message(items: Sequence[ErrorDetails], top: str, place: FieldPath, info: FieldInfo | None) -> str:
-    """Say a validator's errors at one place in our words. Values of later work are quoted, no others."""
+    """Say a validator's errors at one place in our words."""
     item = items[0]
     if item["type"] == "missing":
         hint = _HINTS.get(str(place[-1]) if top == "deployments" else f"{top}.{place[-1]}")
@@ -838,8 +850,6 @@ def _message(items: Sequence[ErrorDetails], top: str, place: FieldPath, info: Fi
         return "unknown key"
     if item["type"] == "literal_error":
         value = item["input"]
-        if isinstance(value, str) and value in LATER_VALUES.get((top, str(place[-1])), ()):
-            return f"{value} is {NOT_YET}"
         expected = re.findall(r"'([^']*)'", item["ctx"]["expected"])
         hint = _suggest(value, expected) if isinstance(value, str) else ""
         return f"must be {'one of ' if len(expected) > 1 else ''}{', '.join(expected)}{hint}"

@@ -11,7 +11,6 @@ from pydantic.fields import FieldInfo
 from pipeline.job.spec import (
     LATER_KEYS,
     LATER_OPERATIONS,
-    LATER_VALUES,
     DeploymentSpec,
     InputSpec,
     Job,
@@ -145,20 +144,16 @@ def _default(info: FieldInfo) -> str:
 
 
 def _later() -> Iterator[str]:
-    values = [
-        f"`{'.'.join(path)}: {value}`" for path, choices in sorted(LATER_VALUES.items()) for value in sorted(choices)
-    ]
     limits = [
         f"`run.{name}`"
         for name, info in RunSpec.model_fields.items()
         if isinstance(info.json_schema_extra, dict) and info.json_schema_extra["x-later"]
     ]
-    others = ("remote paths",)
     yield "## Not available yet\n"
     yield "These are known, and refused with that word:\n"
     yield f"- operations {_listed(LATER_OPERATIONS)}"
     yield f"- keys {', '.join(limits)}, {_listed(LATER_KEYS)}"
-    yield f"- {', '.join((*values, *others))}"
+    yield "- remote paths"
     yield ""
 
 

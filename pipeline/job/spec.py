@@ -36,12 +36,9 @@ NOT_YET = "not available yet"
 DEFAULT_TIMEOUT_S = 300.0
 MEDIA_TIMEOUT_S = 600.0  # sound and pictures take longer to make, and to carry
 
-# Keys and values of later work: known, so that they are refused with a better word than "unknown".
+# Keys of later work: known, so that they are refused with a better word than "unknown".
 LATER_KEYS = frozenset({"canary", "dedupe", "incremental", "max_tokens_total", "processes"})
 LATER_OPERATIONS = frozenset({"fine-tuning"})
-LATER_VALUES: Mapping[tuple[str, str], frozenset[str]] = {
-    ("run", "lane"): frozenset({"auto"}),
-}
 
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
 _DURATION_PIECE = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
@@ -645,11 +642,12 @@ class OutputSpec(Section):
 class RunSpec(Section):
     """How the rows are sent, and when the run stops."""
 
-    lane: Literal["online", "batch"] = declare(
+    lane: Literal["online", "batch", "auto"] = declare(
         "online",
         kind="operational",
         doc="Requests are sent one by one and answered at once, or in files through the Batch API, at half the price "
-        "and within a day (docs/batch.md).",
+        "and within a day (docs/batch.md). `auto` takes batches as long as `deadline` lets it, and sends what is "
+        "unfinished one by one.",
     )
     poll_s: Duration = declare(
         60.0,

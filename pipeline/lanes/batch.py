@@ -142,7 +142,17 @@ class BatchLane:
         self._parked: dict[str, float] = {}
         self._in_room: set[str] = set()
         self._moving = 0
+        self._pulling = False
+        self._rows_taken = 0
+        self._tokens_taken = 0
+        self._sleeping: set[anyio.CancelScope] = set()
         self._changed = anyio.Event()
+        self.drained = anyio.Event()
+
+    @property
+    def tokens_a_row(self) -> float:
+        """What a row is estimated at, on average of those seen so far."""
+        return self._tokens_taken / self._rows_taken if self._rows_taken else 0.0
 
     def schema(self) -> pa.Schema:
         """The result columns. Raises LookupError while a fact of the run is unknown."""
@@ -175,13 +185,31 @@ class BatchLane:
                 for record in self._known():
                     self._take_up(record, group)
                 await self._send_all(group)
+                if self._pulling:
+                    await self._give_back_unwritten()
             except Stopped:
                 pass
             except Exception as error:  # noqa: BLE001 - a failure of the lane is a failure of the run, told once
                 self._stop.request(error)
+            self.drained.set()
+            self._wake()
         if self._file is not None:
             self._file.drop()
             self._file = None
+
+    def pull_back(self) -> None:
+        """Submit nothing more, cancel what is under way, and give the plan back whatever comes without a result.
+
+        `drained` is set once nobody else would be handed a row that is in a batch; `work` goes on until all have ended.
+        """
+        self._pulling = True
+        for scope in self._sleeping:
+            scope.cancel()
+        self._wake()
+
+    async def change(self) -> None:
+        """Wait until something has changed: a batch's step, rows given back."""
+        await self._changed.wait()
 
     def _known(self) -> list[BatchRecord]:
         """The batches of earlier invocations; their rows are not sent again."""
@@ -197,8 +225,9 @@ class BatchLane:
 
     async def _send_all(self, group: TaskGroup) -> None:
         """Hand every row to a batch, those that come back without a result too, until all of them are committed."""
-        while True:
-            await self._until(lambda: self._unsubmitted < WRITTEN_AHEAD)
+        kept: list[Task] = []
+        while not (self._pulling and self._taken_to > self._resumed_to):
+            await self._until(lambda: self._pulling or self._unsubmitted < WRITTEN_AHEAD)
             with self._stop.waiting():
                 work = await self._plan.next()
             match work:
@@ -206,8 +235,8 @@ class BatchLane:
                     self._taken_to = math.inf
                     self._wake()
                     await self._close_file(group)
-                    if not self._following:
-                        return
+                    if self._pulling or not self._following:
+                        break
                     self._end_if_parked()
                     await self._until_more(self._following)
                     continue
@@ -215,15 +244,44 @@ class BatchLane:
                     await self._commits.rows(Outcome(rows=rows, request=RequestInfo(variant=self._rules.variant)))
                     self._plan.finished(work)
                 case Task(items=items):
+                    self._rows_taken += len(items)
+                    self._tokens_taken += sum(item.tokens for item in items)
                     fresh = tuple(item for item in items if not self._is_under_way(item.ordinal))
-                    if fresh:
+                    if fresh and self._pulling:
+                        kept.append(Task(span=work.span, items=fresh))
+                    elif fresh:
                         await self._add(fresh, group, tries=0)
             self._taken_to = max(self._taken_to, _last(work) + 1)
             self._wake()
+        for task in reversed(kept):
+            self._plan.put_back(task)
+
+    async def _give_back_unwritten(self) -> None:
+        """Give the plan back the rows of the file that was not finished."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.drop()
+            await self._give_back(file.lines)
+
+    async def _give_back(self, lines: Sequence[BatchLine]) -> None:
+        """Give the plan back rows that are in no batch, read once more."""
+        wanted = sorted(ordinal for line in lines for ordinal in line.ordinals)
+        with self._journal.reader() as reader:
+            spans = reader.spans()
+        again = read_again(self._source, self.findings.operation, self._plan_rules, spans, wanted)
+        while (chunk := await to_thread.run_sync(next, again, None)) is not None:
+            for span, item in chunk:
+                self._plan.put_back(Task(span=span, items=(item,)))
+            self._wake()
+
+    @property
+    def _resumed_to(self) -> int:
+        """The last row that is in a batch of an earlier invocation, -1 where none is."""
+        return max((ordinals[-1] for ordinals in self._earlier.values() if ordinals), default=-1)
 
     async def _until_more(self, followers: int) -> None:
         """Wait until lines are to be sent again, or one batch fewer is followed."""
-        await self._until(lambda: self._file is not None or self._following != followers)
+        await self._until(lambda: self._pulling or self._file is not None or self._following != followers)
 
     def _is_under_way(self, ordinal: int) -> bool:
         """Whether a row is in a batch of an earlier invocation."""
@@ -351,7 +409,12 @@ class BatchLane:
             )
         return place
 
-    async def _step(self, place: BatchPlace, record: BatchRecord, group: TaskGroup) -> BatchRecord | None:
+    async def _step(  # noqa: PLR0911 - a step each
+        self, place: BatchPlace, record: BatchRecord, group: TaskGroup
+    ) -> BatchRecord | None:
+        if self._pulling and record.step in {BatchStep.WRITTEN, BatchStep.UPLOADED}:
+            await self._withdraw(place, record)
+            return None
         match record.step:
             case BatchStep.WRITTEN:
                 return await self._upload(place, record)
@@ -365,7 +428,7 @@ class BatchLane:
                 return await self._collect(place, record, group)
             case BatchStep.COLLECTED:
                 await self._tidy(place, record)
-                return None
+        return None
 
     async def _keep(self, record: BatchRecord) -> BatchRecord:
         """Write down how far a batch has come, before anything rests on it."""
@@ -375,6 +438,14 @@ class BatchLane:
         self._live[record.tag] = record
         self._wake()
         return record
+
+    async def _withdraw(self, place: BatchPlace, record: BatchRecord) -> None:
+        """Take back a batch that was not submitted."""
+        with self._journal.reader() as reader:
+            lines = reader.batch_lines(record.tag)
+        # Forgotten first: rows that are handed out again must not be found in a batch after a crash.
+        await self._tidy(place, record)
+        await self._give_back(lines)
 
     async def _upload(self, place: BatchPlace, record: BatchRecord) -> BatchRecord:
         """Upload the lines, unless a file of their name is there already."""
@@ -411,6 +482,9 @@ class BatchLane:
         refusals = 0
         while True:
             await self._room_for(place, record)
+            if self._pulling:
+                self._leave(place, record)
+                return record
             record = await self._keep(replace(record, step=BatchStep.SUBMITTING))
             try:
                 with self._stop.sending():
@@ -447,9 +521,9 @@ class BatchLane:
             await self._pause(min(PROCESSED_EVERY_S, self._rules.look_s))
 
     async def _room_for(self, place: BatchPlace, record: BatchRecord) -> None:
-        while not place.room.has(record.tokens):
+        while not place.room.has(record.tokens) and not self._pulling:
             await self._park(record, come_back_s=0.0)
-            await self._until(lambda: place.room.has(record.tokens))
+            await self._until(lambda: self._pulling or place.room.has(record.tokens))
         self._parked.pop(record.tag, None)
         # Nobody else may find the same room while the service is asked.
         self._enter(place, record)
@@ -490,9 +564,13 @@ class BatchLane:
         """Look at a batch until it has ended."""
         assert record.batch is not None  # noqa: S101 - it was submitted
         silent_since: float | None = None
+        cancelled = False
         while True:
             try:
                 with self._stop.sending():
+                    if self._pulling and not cancelled:
+                        await place.api.cancel(record.batch)
+                        cancelled = True
                     batch = await place.api.batch(record.batch)
             except LostError:
                 now = self._clock.now()
@@ -516,7 +594,8 @@ class BatchLane:
             if batch is not None:
                 done = (batch.completed or 0) + (batch.failed or 0)
                 await self._park(record, come_back_s=come_back_s(age_s, done=done, total=batch.total or record.count))
-            await self._pause(look_after_s(age_s, least_s=self._rules.look_s, random=self._random))
+            after_s = look_after_s(0.0 if cancelled else age_s, least_s=self._rules.look_s, random=self._random)
+            await self._pause(after_s)
 
     async def _ended(
         self, place: BatchPlace, record: BatchRecord, batch: RemoteBatch, group: TaskGroup
@@ -641,16 +720,19 @@ class BatchLane:
         last = max(line.ordinals[-1] for line, _, _ in ready)
         # A row that the plan has yet to hand out would be handed out as if nobody had asked for it.
         await self._until(lambda: self._taken_to > last)
-        anew: list[tuple[int, tuple[Item, ...]]] = []
+        anew: list[tuple[int, int, tuple[Item, ...]]] = []
         async with anyio.create_task_group() as commits:
             for line, span, items in ready:
                 outcome = await self._outcome(place, record, line, items, result_of(line.ordinals[0]))
                 if isinstance(outcome, Outcome):
                     commits.start_soon(self._commit, span, outcome)
                 else:
-                    anew += [(line.tries + 1, pack) for pack in outcome]
-        for tries, pack in anew:
-            await self._add(pack, group, tries=tries)
+                    anew += [(line.tries + 1, span, pack) for pack in outcome]
+        for tries, span, pack in anew:
+            if self._pulling:
+                self._plan.put_back(Task(span=span, items=pack))
+            else:
+                await self._add(pack, group, tries=tries)
 
     async def _commit(self, span: int, outcome: Outcome) -> None:
         await self._commits.rows(outcome)
@@ -785,8 +867,13 @@ class BatchLane:
                 await self._changed.wait()
 
     async def _pause(self, seconds: float) -> None:
-        with self._stop.waiting():
-            await self._clock.sleep(seconds)
+        """Wait, unless everything is pulled back meanwhile."""
+        with self._stop.waiting(), anyio.CancelScope() as scope:
+            self._sleeping.add(scope)
+            try:
+                await self._clock.sleep(seconds)
+            finally:
+                self._sleeping.discard(scope)
 
     async def _park(self, record: BatchRecord, *, come_back_s: float) -> None:
         """Note that a batch can only be waited for; where the run is not to wait, end it when that holds for all."""

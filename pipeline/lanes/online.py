@@ -19,7 +19,7 @@ from pipeline.lanes.findings import Findings
 from pipeline.lanes.pieces import Cut, Piece, PieceLine
 from pipeline.lanes.pulse import Pulse
 from pipeline.lanes.stop import Stop, Stopped
-from pipeline.log import Event, EventLog, Level
+from pipeline.log import Event, Level
 from pipeline.model import Attempt, Call, ErrorInfo, Item, Outcome, Reply, RequestInfo, RowResult, Usage
 from pipeline.operations.base import Cutting, Fetching, Sizing
 from pipeline.pace.lengths import Lengths
@@ -48,11 +48,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from pipeline.clock import Clock
-    from pipeline.operations.base import Operation
     from pipeline.service.deployment import Deployment, Exchange
     from pipeline.service.fetch import Fetcher
     from pipeline.service.pool import Aside, Pool
-    from pipeline.store.ballast import Ballast
     from pipeline.store.journal import Journal
 
 MAX_STORED_RESPONSE_BYTES = 1024 * 1024
@@ -147,23 +145,18 @@ class OnlineLane:
         plan: Plan,
         pool: Pool,
         journal: Journal,
-        operation: Operation,
-        facts: dict[str, int],
-        models: Sequence[str],
+        findings: Findings,
+        commits: Commits,
         rules: LaneRules,
         fetcher: Fetcher | None,
         stop: Stop,
-        log: EventLog,
         clock: Clock,
         random: Callable[[], float],
-        ballast: Ballast | None = None,
-        pulse: Pulse | None = None,
+        pulse: Pulse,
     ) -> None:
-        """Wire it up. `facts` and `models` are those of earlier invocations; `fetcher` is for operations that fetch.
-
-        `ballast` is given back on a full disk; `pulse` beats at whatever is got done.
-        """
+        """Wire it up. `fetcher` is for operations that fetch; `pulse` beats at whatever is got done."""
         self.in_flight = 0
+        operation = findings.operation
         # To ask whether an operation is of a protocol takes 20 µs: too long for every row.
         self._cutting = operation if isinstance(operation, Cutting) else None
         self._sizing = operation if isinstance(operation, Sizing) else None
@@ -173,11 +166,9 @@ class OnlineLane:
         self._rules = rules
         self._fetcher = fetcher
         self._stop = stop
-        self._pulse = pulse or Pulse()
-        self._commits = Commits(
-            journal=journal, ballast=ballast, root=rules.root, stop=stop, log=log, pulse=self._pulse
-        )
-        self._findings = Findings(operation, facts=facts, models=models, journal=journal, commits=self._commits)
+        self._pulse = pulse
+        self._commits = commits
+        self._findings = findings
         self._pieces = PieceLine()
         self._lengths = None if rules.right_size is None else Lengths(rules.right_size)
         self._clock = clock
@@ -187,7 +178,7 @@ class OnlineLane:
         self._cuts = 0
         self._held: list[_Course] = []
         self._released: deque[_Course] = deque()
-        pool.listen(self._commits.say)
+        pool.listen(commits.say)
 
     @property
     def works_long(self) -> bool:

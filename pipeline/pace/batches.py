@@ -13,6 +13,8 @@ FIRST_WAIT_S = 5.0
 """Seconds before a batch that found no room is submitted again, doubled each time (Microsoft's sample code)."""
 LONGEST_WAIT_S = 600.0
 """Seconds; the longest of those waits."""
+CANCELLING_S = 600.0
+"""Seconds that a batch may take to be cancelled (Azure's and OpenAI's word)."""
 USUAL_S = 1800.0
 """Seconds until somebody should come back to a batch of which nothing is done yet."""
 
@@ -102,3 +104,26 @@ def come_back_s(age_s: float, *, done: int, total: int) -> float:
     if done <= 0 or total <= 0:
         return USUAL_S
     return max(60.0, age_s * (total - done) / done)
+
+
+def online_s(
+    *, requests: float, tokens: float, requests_per_minute: float | None, tokens_per_minute: float | None
+) -> float | None:
+    """Seconds that so much takes at these quotas; None where neither is known."""
+    times = [
+        60 * amount / quota
+        for amount, quota in ((requests, requests_per_minute), (tokens, tokens_per_minute))
+        if quota is not None
+    ]
+    return max(times, default=None)
+
+
+def pull_back_at(*, deadline_at: float, began_at: float, online_s: float | None) -> float:
+    """When what is unfinished must leave its batches, to be sent one by one until the deadline.
+
+    A fifth more than the quotas say, and ten minutes for batches to be cancelled, but at most a quarter of the whole
+    time; where no quota is known, a quarter of the whole time.
+    """
+    whole_s = deadline_at - began_at
+    reserve_s = whole_s / 4 if online_s is None else 1.2 * online_s + min(CANCELLING_S, whole_s / 4)
+    return deadline_at - min(reserve_s, whole_s)

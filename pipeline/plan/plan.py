@@ -98,6 +98,11 @@ class Plan:
         """Take work back that was handed out, to be handed out again, first."""
         self._ready.appendleft(work)
 
+    @property
+    def has_ready(self) -> bool:
+        """Whether work waits to be handed out."""
+        return bool(self._ready)
+
     def open_spans(self) -> list[Span]:
         """Ranges that are not complete, by ordinal, as far as they were read."""
         return [self._progress[first].span for first in sorted(self._progress)]

@@ -339,12 +339,13 @@ class Pool:
 async def open_pool(
     job: Job,
     *,
+    lane: str = "online",
     clock: Clock,
     random: Callable[[], float],
     transport: Transport | None = None,
     http_log: HttpLog | None = None,
 ) -> AsyncIterator[Pool]:
-    """Open the job's deployments, and close them again.
+    """Open the job's deployments for a lane, and close them again.
 
     `random` gives numbers from 0 to 1. A transport that is given serves every deployment and stays the caller's to
     close. Raises RefusedError for what makes a deployment unusable before anything is sent.
@@ -353,12 +354,12 @@ async def open_pool(
         deployments = []
         seats: dict[Deployment, Seat] = {}
         for spec in job.deployments:
-            if spec.lane != job.run.lane:
+            if spec.lane != lane:
                 continue
             deployment = _deployment(spec, job, clock=clock, random=random, transport=transport, http_log=http_log)
             stack.push_async_callback(deployment.aclose)
             deployments.append(deployment)
-            if transport is None and spec.lane == "online":
+            if transport is None and lane == "online":
                 seat = Seat(shared_folder(os.environ), origin=deployment.origin, deployment=spec.deployment)
                 seats[deployment] = stack.enter_context(seat)
         pool = Pool(tuple(deployments), clock=clock, max_outage_s=job.run.max_outage_s, seats=seats)

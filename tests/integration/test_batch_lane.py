@@ -136,9 +136,7 @@ async def test_a_service_without_a_batch_api_stops_the_run(tmp_path: Path) -> No
 async def test_a_lost_reply_submits_nothing_twice(tmp_path: Path, attempts: int) -> None:
     """Every kind of call loses its first replies, after it was carried out; lists lag behind."""
     faults = {"rates": {"reset_before": 1.0}, "attempts": attempts}
-    place = scene(
-        tmp_path, simulator={"offline": {"faults": faults, "listing_lag_s": 0.3}}, run_keys={"poll": "100ms"}
-    )
+    place = scene(tmp_path, simulator={"offline": {"faults": faults, "listing_lag_s": 0.3}}, run_keys={"poll": "100ms"})
     with place.served():
         summary = await place.run()
     assert summary.exit_code == 0, summary.reason

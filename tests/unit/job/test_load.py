@@ -8,7 +8,7 @@ import yaml
 from pipeline.errors import JobFileError
 from pipeline.job.change import fingerprint
 from pipeline.job.load import Draft, check_columns, load_job, read
-from pipeline.job.spec import LATER_KEYS, LATER_OPERATIONS, LATER_VALUES, Job
+from pipeline.job.spec import LATER_KEYS, LATER_OPERATIONS, Job
 from pipeline.sources.errors import SourceError
 
 GOOD: dict[str, Any] = {
@@ -158,16 +158,45 @@ def test_an_operation_of_later_work_is_not_available_yet(tmp_path: Path, name: s
     assert said(draft(tmp_path, operation=name)) == {"operation": f"{name} is not available yet"}
 
 
+CHAT = {"operation": "chat", "request": {"messages": [{"role": "user", "content": "{{ text }}"}]}}
+BATCHES = deployment(lane="batch")
+BOTH = [*deployment(lane="batch", name="b"), *deployment(name="o")]
+
+
 @pytest.mark.parametrize(
-    ("place", "value"), [(place, value) for place, values in LATER_VALUES.items() for value in sorted(values)]
+    ("sections", "path", "word"),
+    [
+        ({"run": {"lane": "batch"}, "operation": "embeddings"}, "deployments.0", "does not take embeddings"),
+        ({"deployments": BATCHES}, "deployments", "are all for batches"),
+        ({"deployments": deployment(lane="online"), "run": {"lane": "batch"}}, "run.lane", "`lane: batch`"),
+        ({"deployments": BATCHES, "run": {"lane": "auto", "deadline": "1h"}}, "run.lane", "`lane: online`"),
+        ({"run": {"lane": "auto", "deadline": "1h"}}, "run.lane", "`lane: batch`"),
+        ({"deployments": BOTH, "run": {"lane": "auto"}}, "run.lane", "needs a deadline"),
+        ({"run": {"lane": "batch", "on_truncated": "retry"}}, "run.on_truncated", "use keep or fail"),
+        ({"run": {"lane": "batch", "right_size": "p99"}}, "run.right_size", "online lane"),
+        ({"run": {"lane": "batch"}, "request": {**CHAT["request"], "stream": True}}, "request.stream", "as a file"),
+    ],
 )
-def test_a_value_of_later_work_is_not_available_yet(tmp_path: Path, place: tuple[str, str], value: str) -> None:
-    section, name = place
-    content = deployment(**{name: value}) if section == "deployments" else GOOD.get(section, {}) | {name: value}
-    path = f"deployments.0.{name}" if section == "deployments" else f"{section}.{name}"
-    assert said(draft(tmp_path, ENVIRON, simulate=False, **{section: content})) == {
-        path: f"{value} is not available yet"
-    }
+def test_what_batches_cannot_do_is_refused(tmp_path: Path, sections: dict[str, Any], path: str, word: str) -> None:
+    problems = said(draft(tmp_path, **{**CHAT, **sections}))
+    assert list(problems) == [path]
+    assert word in problems[path]
+
+
+@pytest.mark.parametrize(
+    ("deployments", "run", "lanes"),
+    [
+        (deployment(), {"lane": "batch"}, ["batch"]),
+        (BOTH, {"lane": "auto", "deadline": "1h"}, ["batch", "online"]),
+        (BOTH, {}, ["batch", "online"]),
+        (BOTH, {"lane": "batch"}, ["batch", "batch"]),
+    ],
+)
+def test_a_deployment_belongs_to_the_lane_that_it_says_or_to_the_runs(
+    tmp_path: Path, deployments: list[dict[str, Any]], run: dict[str, Any], lanes: list[str]
+) -> None:
+    job = load(tmp_path, deployments=deployments, run=run, **CHAT)
+    assert [spec.lane for spec in job.deployments] == lanes
 
 
 @pytest.mark.parametrize(

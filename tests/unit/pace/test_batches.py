@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.pace.batches import FileLimits, Filled, Room, come_back_s, look_after_s, wait_for_room_s
+from pipeline.pace.batches import (
+    FileLimits,
+    Filled,
+    Room,
+    come_back_s,
+    look_after_s,
+    online_s,
+    pull_back_at,
+    wait_for_room_s,
+)
 
 LIMITS = FileLimits(lines=3, bytes=100, inputs=10, tokens=1_000)
 
@@ -75,3 +84,33 @@ def test_the_time_to_come_back_goes_by_what_is_done() -> None:
     assert come_back_s(100, done=0, total=10) == 1_800
     assert come_back_s(3_600, done=5, total=10) == 3_600
     assert come_back_s(3_600, done=10, total=10) == 60
+
+
+@pytest.mark.parametrize(
+    ("requests_per_minute", "tokens_per_minute", "seconds"),
+    [(60, None, 100), (None, 6_000, 1_000), (60, 6_000, 1_000), (6, 6_000, 1_000), (None, None, None)],
+)
+def test_sending_one_by_one_takes_what_the_tighter_quota_lets(
+    requests_per_minute: float | None, tokens_per_minute: float | None, seconds: float | None
+) -> None:
+    found = online_s(
+        requests=100, tokens=100_000, requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute
+    )
+    assert found == seconds
+
+
+@pytest.mark.parametrize(
+    ("left_s", "at"),
+    [
+        (1_000, 36_000 - 1_200 - 600),  # a fifth more, and ten minutes for batches to be cancelled
+        (0, 36_000 - 600),
+        (None, 27_000),  # no quota is known: a quarter of the time
+        (10**9, 0),  # there was never time enough
+    ],
+)
+def test_rows_are_pulled_back_in_time(left_s: float | None, at: float) -> None:
+    assert pull_back_at(began_at=0.0, deadline_at=36_000.0, online_s=left_s) == pytest.approx(at)
+
+
+def test_a_short_run_leaves_batches_three_quarters_of_its_time() -> None:
+    assert pull_back_at(began_at=100.0, deadline_at=110.0, online_s=0.0) == pytest.approx(107.5)
