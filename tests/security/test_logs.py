@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def bench_of(folder: Path, url: str) -> Bench:
 
 @pytest.mark.parametrize("status", [200, 400])
 def test_hostile_rows_and_refusals_stay_within_their_lines(tmp_path: Path, status: int) -> None:
-    turn = iter(HOSTILE * 9)
+    turn = cycle(HOSTILE)
     replies = {200: lambda request: answer(200, COMPLETION), 400: lambda request: refusal(next(turn))}
     with raw_server(replies[status]) as server:
         bench = bench_of(tmp_path, server.url)
