@@ -59,7 +59,9 @@ Every string of `request` that holds `{{`, `{%` or `{#` is a Jinja template over
 - Dates are written in ISO 8601, decimals as text, true and false as in JSON, lists and objects as plain JSON. `tojson`
   escapes no HTML. A trailing newline stays. Binary values and NaN fail the row.
 - A value is never read as a template. Templates run in Jinja's sandbox and cannot include others; a row's text may have
-  32 million characters and its loops a million turns.
+  32 million characters. Each row has a million steps: a turn of a loop is one, a call ten, and so are long values
+  that are worked on (512 characters a step; 2, where a text is taken apart, as by `split` or `wordcount`).
+- `urlize`, `xmlattr`, `forceescape` and `pprint` are not among the filters; `tojson` indents by 16 at most.
 
 ## What a request holds that is not sent
 

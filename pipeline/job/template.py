@@ -11,6 +11,7 @@ Any other template is text in Jinja's immutable sandbox, with these rules of its
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
@@ -40,27 +41,26 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from pipeline.errors import RowError, TemplateError
+from pipeline.job import bounds
 from pipeline.job.batch import BATCH_FORMAT, URL_OF, operation_of
+from pipeline.job.bounds import Usage
 
 if TYPE_CHECKING:
     from pipeline.job.spec import Job
 
-MAX_TEXT = 32 * 2**20  # characters of one row's rendered text
-MAX_STEPS = 1_000_000  # turns of all loops of one row
-_MAX_PADDING = 1_000_000
-_COST_OF_A_BIT = 64  # in characters: whole numbers beyond 64 kB are slow to reckon with
-_STEPS_OF_A_CALL = 10  # a call takes as long as ten turns of a loop
 _MARKS = re.compile(r"\{[{%#]")
-_STATE = "_pipeline_state"
+_USAGE = "_pipeline_usage"
 _COUNTED = "_pipeline_counted"
 _JOINED = "_pipeline_joined"
+_MEASURED = "_pipeline_measured"
 _GLOBALS = ("range", "dict", "namespace")
 _FORBIDDEN = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends, nodes.Block)
-_GROWING_METHODS = frozenset({"ljust", "rjust", "center", "zfill", "expandtabs", "replace"})
-_GROWING_FILTERS = ("center", "indent", "batch", "slice", "format")
+_NO_FILTERS = ("urlize", "xmlattr", "pprint", "forceescape")  # for HTML and for debugging, and slow
+_NO_TEXT_METHODS = frozenset({"format", "format_map", "translate", "maketrans", "encode", "striptags"})
+_TESTS_OF_BEING = frozenset({"defined", "undefined", "none", "string", "number", "mapping", "sequence", "boolean"})
 _MAPPING_METHODS = frozenset({"get", "items", "keys", "values"})
 
-Getter = Callable[[Mapping[str, Any], "_State"], Any]
+Getter = Callable[[Mapping[str, Any], "Usage"], Any]
 
 
 @final
@@ -87,27 +87,19 @@ _NULL = _Null()
 
 
 @final
-class _State:
-    """What one row has used of its limits."""
-
-    __slots__ = ("characters", "steps")
-
-    def __init__(self) -> None:
-        self.characters = 0
-        self.steps = 0
-
-
-@final
 class _RowView(Mapping[str, Any]):
     """The whole row as a template sees it; a column that the row does not have is null."""
 
-    __slots__ = ("_values",)
+    __slots__ = ("_guarded", "_values")
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._values = values
+        self._guarded: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
-        return _guard(self._values.get(name))
+        if name not in self._guarded:
+            self._guarded[name] = _guard(self._values.get(name))
+        return self._guarded[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -163,7 +155,9 @@ def _scalar(value: Any) -> Any:
 
 
 def _dump(value: Any, indent: int | None = None) -> str:
-    return json.dumps(plain(value), ensure_ascii=False, allow_nan=False, indent=indent)
+    if indent is None:
+        return json.dumps(plain(value), ensure_ascii=False, allow_nan=False)
+    return _concat(json.JSONEncoder(ensure_ascii=False, allow_nan=False, indent=indent).iterencode(plain(value)))
 
 
 def _text(value: Any) -> Any:
@@ -181,6 +175,13 @@ def _text(value: Any) -> Any:
     return flat if isinstance(flat, str) else json.dumps(flat, ensure_ascii=False, allow_nan=False)
 
 
+@pass_context
+def _printed(context: Context, value: Any) -> Any:
+    usage: Usage = context.parent[_USAGE]
+    usage.copied(value)
+    return value if type(value) is str else _text(value)
+
+
 def _default(value: Any, default_value: Any = "", boolean: bool = False) -> Any:  # noqa: FBT001, FBT002 - jinja's signature
     if isinstance(value, Undefined) or value is None or value is _NULL or (boolean and not value):
         return default_value
@@ -193,20 +194,16 @@ def _is_null(value: Any) -> bool:
 
 @pass_context
 def _counted(context: Context, values: Iterable[Any]) -> Iterator[Any]:
-    state = cast("_State", context.parent[_STATE])
-    for value in values:
-        state.steps += 1
-        if state.steps > MAX_STEPS:
-            raise _too_long()
-        yield value
+    usage: Usage = context.parent[_USAGE]
+    return usage.each(values)
 
 
-def _too_long() -> TemplateError:
-    return TemplateError(code="size", message=f"the template loops more than {MAX_STEPS:,} times")
-
-
-def _too_large() -> TemplateError:
-    return TemplateError(code="size", message=f"the rendered text is longer than {MAX_TEXT:,} characters")
+@pass_context
+def _measured(context: Context, value: Any) -> Any:
+    """Count a value that is made, compared or cut, and give it as it is."""
+    usage: Usage = context.parent[_USAGE]
+    usage.copied(value)
+    return value
 
 
 def _concat(pieces: Iterable[str]) -> str:
@@ -215,15 +212,19 @@ def _concat(pieces: Iterable[str]) -> str:
     size = 0
     for piece in pieces:
         size += len(piece)
-        if size > MAX_TEXT:
-            raise _too_large()
+        if size > bounds.MAX_TEXT:
+            raise bounds.too_large()
         kept.append(piece)
     return "".join(kept)
 
 
-def _joined(values: Iterable[Any]) -> str:
+@pass_context
+def _joined(context: Context, values: Iterable[Any]) -> str:
     """`a ~ b`, by the rules of printing."""
-    return _concat(str(_text(value)) for value in values)
+    text = _concat(str(_printed(context, value)) for value in values)
+    usage: Usage = context.parent[_USAGE]
+    usage.made(text)
+    return text
 
 
 @pass_environment
@@ -232,45 +233,49 @@ def _join(environment: Environment, value: Iterable[Any], d: str = "", attribute
     if attribute is not None:
         value = map(make_attrgetter(environment, attribute), value)
     pieces = [str(_text(item)) for item in value]
-    if sum(map(len, pieces)) + len(d) * len(pieces) > MAX_TEXT:
-        raise _too_large()
+    if sum(map(len, pieces)) + len(d) * len(pieces) > bounds.MAX_TEXT:
+        raise bounds.too_large()
     return d.join(pieces)
-
-
-def _check_growth(name: str, subject: Any, arguments: Sequence[Any]) -> None:
-    """Refuse a call that a short expression would let grow beyond the bound. Subject and arguments are jinja's."""
-    match name:
-        case "replace" if len(arguments) > 1:
-            old, new = str(arguments[0]), str(arguments[1])
-            if (str(subject).count(old) if old else len(str(subject)) + 1) * len(new) > MAX_TEXT:
-                raise _too_large()
-        case "join" | "replace":
-            pass
-        case "format":
-            if re.search(r"%[^%a-zA-Z]*(\*|\d{7,})", str(subject)):
-                raise _too_large()
-        case _:
-            if any(isinstance(number, int) and abs(number) > _MAX_PADDING for number in arguments):
-                raise _too_large()
-
-
-def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    def run(value: Any, *args: Any, **kwargs: Any) -> Any:
-        _check_growth(name, value, (*args, *kwargs.values()))
-        return function(value, *args, **kwargs)
-
-    return run
-
-
-def _size(value: Any) -> int:
-    """What a value adds to a sum or product: characters, items, or what a whole number costs."""
-    if isinstance(value, (str, list, tuple)):
-        return len(value)
-    return value.bit_length() * _COST_OF_A_BIT if isinstance(value, int) else 0
 
 
 def _replace(value: Any, old: Any, new: Any, count: int | None = None) -> str:
     return str(_text(value)).replace(str(old), str(new), -1 if count is None else count)
+
+
+def _striptags(value: Any) -> str:
+    """A text without comments and tags, white space as single blanks, in time that grows with its length alone."""
+    text = _without(_without(str(_text(value)), "<!--", "-->"), "<", ">")
+    return html.unescape(" ".join(text.split()))
+
+
+def _without(text: str, opening: str, closing: str) -> str:
+    pieces: list[str] = []
+    at = 0
+    while (start := text.find(opening, at)) >= 0 and (end := text.find(closing, start + len(opening))) >= 0:
+        pieces.append(text[at:start])
+        at = end + len(closing)
+    return "".join((*pieces, text[at:]))
+
+
+def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter that is measured before and after. What jinja hands it first is handed on."""
+    first = getattr(getattr(function, "jinja_pass_arg", None), "name", None)
+
+    @pass_context
+    def run(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
+        usage: Usage = context.parent[_USAGE]
+        value = bounds.before_filter(usage, name, value, args, kwargs)
+        if first is None:
+            result = function(value, *args, **kwargs)
+        elif first == "eval_context":
+            result = function(context.eval_ctx, value, *args, **kwargs)
+        else:
+            result = function(context if first == "context" else context.environment, value, *args, **kwargs)
+        if name not in bounds.CHEAP_FILTERS:
+            usage.made(result)
+        return result
+
+    return run
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -283,8 +288,10 @@ class _Environment(ImmutableSandboxedEnvironment):
         """Leave str.format to `is_safe_attribute`: its fields reach attributes and pad without bounds."""
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """Refuse str.format beside what the sandbox refuses."""
-        if isinstance(obj, str) and attr in ("format", "format_map"):
+        """Refuse, beside what the sandbox refuses, methods that nobody needs and that grow without bounds."""
+        if isinstance(obj, (str, bytes, bytearray)) and attr in _NO_TEXT_METHODS:
+            return False
+        if isinstance(obj, int) and attr in ("to_bytes", "from_bytes"):
             return False
         return super().is_safe_attribute(obj, attr, value)
 
@@ -302,44 +309,41 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Compute, unless the result would be beyond every use."""
-        grown = _size(left) + _size(right)
-        if operator == "*" and isinstance(left, int) != isinstance(right, int):
-            grown = _size(left) * right if isinstance(right, int) else _size(right) * left
-        elif operator == "**" and isinstance(right, (int, float)):
-            grown = _size(left) * int(abs(right)) if math.isfinite(right) else 0
-        elif operator == "%" and isinstance(left, str):
-            _check_growth("format", left, ())
-        if grown > MAX_TEXT:
-            raise _too_large()
-        return super().call_binop(context, operator, left, right)
+        usage: Usage = context.parent[_USAGE]
+        bounds.before_sum(usage, operator, left, right)
+        result = super().call_binop(context, operator, left, right)
+        usage.made(result)
+        return result
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Call, unless it lets a text grow beyond every use."""
-        state = cast("_State", context.parent[_STATE])
-        state.steps += _STEPS_OF_A_CALL
-        if state.steps > MAX_STEPS:
-            raise _too_long()
-        subject, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
-        if isinstance(subject, str) and name in _GROWING_METHODS:
-            _check_growth(name, subject, (*args, *kwargs.values()))
-        return super().call(context, obj, *args, **kwargs)
+        """Call, unless it lets a value grow beyond every use."""
+        usage: Usage = context.parent[_USAGE]
+        args = bounds.before_call(usage, obj, args, kwargs)
+        result = super().call(context, obj, *args, **kwargs)
+        if not bounds.gives_what_was_there(obj):
+            usage.made(result)
+        return result
 
 
 def _environment() -> _Environment:
     environment = _Environment(
-        undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True, finalize=_text, cache_size=0
+        undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True, finalize=_printed, cache_size=0
     )
     environment.globals = {name: environment.globals[name] for name in _GLOBALS}
     filters = environment.filters
-    for name in _GROWING_FILTERS:
-        filters[name] = _bounded(name, filters[name])
-    filters["replace"] = _bounded("replace", _replace)
+    for name in _NO_FILTERS:
+        del filters[name]
+    filters["replace"] = _replace
     filters["join"] = _join
     filters["default"] = filters["d"] = _default
     filters["tojson"] = _dump
     filters["string"] = _text
+    filters["striptags"] = _striptags
+    for name, function in filters.items():
+        filters[name] = _bounded(name, function)
     filters[_COUNTED] = _counted
     filters[_JOINED] = _joined
+    filters[_MEASURED] = _measured
     environment.tests["none"] = _is_null
     return environment
 
@@ -362,6 +366,61 @@ class _Rules(NodeTransformer):
         operands = nodes.List(node.nodes, lineno=node.lineno)
         return nodes.Filter(operands, _JOINED, [], [], None, None, lineno=node.lineno)
 
+    def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802 - jinja calls it by the node's name
+        """Measure a list that is made."""
+        self.generic_visit(node)
+        return _to_measure(node)
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:  # noqa: N802 - jinja calls it by the node's name
+        """Measure a tuple that is made."""
+        self.generic_visit(node)
+        return _to_measure(node) if node.ctx == "load" else node
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:  # noqa: N802 - jinja calls it by the node's name
+        """Measure an object that is made."""
+        self.generic_visit(node)
+        return _to_measure(node)
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802 - jinja calls it by the node's name
+        """Measure what is compared or searched."""
+        self.generic_visit(node)
+        node.expr = _to_measure(node.expr)
+        for operand in node.ops:
+            operand.expr = _to_measure(operand.expr)
+        return node
+
+    def visit_Test(self, node: nodes.Test) -> nodes.Node:  # noqa: N802 - jinja calls it by the node's name
+        """Measure what is tested for more than being there."""
+        self.generic_visit(node)
+        if node.name not in _TESTS_OF_BEING:
+            node.node = _to_measure(node.node)
+            node.args = [_to_measure(argument) for argument in node.args]
+        return node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802 - jinja calls it by the node's name
+        """Measure what is cut, and what is looked up."""
+        self.generic_visit(node)
+        if isinstance(node.arg, nodes.Slice):
+            node.node = _to_measure(node.node)
+        else:
+            node.arg = _to_measure(node.arg)
+        return node
+
+    def visit_AssignBlock(self, node: nodes.AssignBlock) -> nodes.Node:  # noqa: N802 - jinja calls it by the node's name
+        """Measure the text of a `{% set %}` block."""
+        self.generic_visit(node)
+        node.filter = nodes.Filter(node.filter, _MEASURED, [], [], None, None, lineno=node.lineno)
+        return node
+
+
+def _to_measure(node: nodes.Expr) -> nodes.Expr:
+    """Let an expression's value be measured; constants need none."""
+    if isinstance(node, nodes.Const) or (isinstance(node, nodes.Filter) and node.name == _MEASURED):
+        return node
+    if isinstance(node, (nodes.List, nodes.Tuple)) and all(isinstance(item, nodes.Const) for item in node.items):
+        return node
+    return nodes.Filter(node, _MEASURED, [], [], None, None, lineno=node.lineno)
+
 
 def has_template(text: str) -> bool:
     """True when the string holds a template: `{{`, `{%` or `{#`."""
@@ -374,7 +433,7 @@ class TextTemplate:
 
     columns: frozenset[str] | None
     bare: bool
-    render: Callable[[Mapping[str, Any], _State], Any]
+    render: Callable[[Mapping[str, Any], Usage], Any]
 
 
 def compile_text(source: str) -> TextTemplate:
@@ -403,12 +462,12 @@ def _refuse_others(tree: nodes.Template) -> None:
         raise TemplateError(code="syntax", message="a template cannot include, import or extend another")
 
 
-def _renderer(template: Template, columns: frozenset[str] | None) -> Callable[[Mapping[str, Any], _State], Any]:
+def _renderer(template: Template, columns: frozenset[str] | None) -> Callable[[Mapping[str, Any], Usage], Any]:
     root, new_context, base = template.root_render_func, template.new_context, dict(_ENVIRONMENT.globals)
     names = tuple(columns or ())
 
-    def render(values: Mapping[str, Any], state: _State) -> str:
-        variables: dict[str, Any] = {**base, "row": _RowView(values), _STATE: state}
+    def render(values: Mapping[str, Any], usage: Usage) -> str:
+        variables: dict[str, Any] = {**base, "row": _RowView(values), _USAGE: usage}
         get = values.get
         for name in values if columns is None else names:
             value = get(name)
@@ -426,9 +485,9 @@ def _renderer(template: Template, columns: frozenset[str] | None) -> Callable[[M
         except Exception as error:
             # Another exception's text may quote the row.
             raise TemplateError(code="render", message=f"{type(error).__name__} while rendering") from error
-        state.characters += len(text)
-        if state.characters > MAX_TEXT:
-            raise _too_large()
+        usage.characters += len(text)
+        if usage.characters > bounds.MAX_TEXT:
+            raise bounds.too_large()
         return text
 
     return render
@@ -437,7 +496,7 @@ def _renderer(template: Template, columns: frozenset[str] | None) -> Callable[[M
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Bare:
     columns: frozenset[str] | None
-    render: Callable[[Mapping[str, Any], _State], Any]
+    render: Callable[[Mapping[str, Any], Usage], Any]
 
 
 def _bare(tree: nodes.Template) -> _Bare | None:
@@ -447,14 +506,14 @@ def _bare(tree: nodes.Template) -> _Bare | None:
     node = tree.body[0].nodes[0]
     if isinstance(node, nodes.Name):
         if node.name == "row":
-            return _Bare(columns=None, render=lambda values, _state: plain(values))
+            return _Bare(columns=None, render=lambda values, _usage: plain(values))
         return _bare_column(node.name)
     name = _row_column(node)
     return None if name is None else _bare_column(name)
 
 
 def _bare_column(name: str) -> _Bare:
-    def render(values: Mapping[str, Any], _state: _State) -> Any:
+    def render(values: Mapping[str, Any], _usage: Usage) -> Any:
         value = values.get(name)
         return value if type(value) is str else plain(value)
 
@@ -516,9 +575,9 @@ class RequestTemplate:
         Raises TemplateError, code one of undefined, null, binary, nan, type, security, size, render.
         """
         body = dict(self._constant)
-        state = _State()
+        usage = Usage()
         for name, bare, getter in self._fields:
-            value = getter(values, state)
+            value = getter(values, usage)
             if value is None and bare:
                 del body[name]
             else:
@@ -570,9 +629,9 @@ def _compile_leaf(source: str, path: tuple[str | int, ...]) -> _Part:
         raise TemplateError(code=error.code, message=f"{where}: {error.message}") from error
     render = text.render
 
-    def get(values: Mapping[str, Any], state: _State) -> Any:
+    def get(values: Mapping[str, Any], usage: Usage) -> Any:
         try:
-            return render(values, state)
+            return render(values, usage)
         except TemplateError as error:
             raise TemplateError(code=error.code, message=f"{where}: {error.message}") from error
 
@@ -591,10 +650,10 @@ def _compile_container(base: Any, items: Sequence[tuple[Any, Any]], path: tuple[
     if not dynamic:
         return _Part(constant=base)
 
-    def get(values: Mapping[str, Any], state: _State) -> Any:
+    def get(values: Mapping[str, Any], usage: Usage) -> Any:
         filled = base.copy()
         for place, getter in dynamic:
-            filled[place] = getter(values, state)
+            filled[place] = getter(values, usage)
         return filled
 
     return _Part(getter=get, columns=columns)
