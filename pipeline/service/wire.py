@@ -9,7 +9,8 @@ import re
 import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import zlib
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
@@ -63,6 +64,8 @@ _DEEPEST_CAUSE = 8
 _DIGITS = 20
 """Digits of a length that are read; more make it no smaller."""
 _REDIRECTED = 300
+_UNPACKED_BYTES = 1 << 20
+"""Bytes that are decompressed at once."""
 _SOCKET_OPTIONS = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + (
     [(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_S * 1000)] if sys.platform == "linux" else []
 )
@@ -292,6 +295,8 @@ class PyreqwestTransport(httpx.AsyncBaseTransport):
             .tcp_user_timeout(timedelta(seconds=UNACKNOWLEDGED_S))
             .pool_max_idle_per_host(connections)
             .pool_idle_timeout(timedelta(seconds=60))
+            .gzip(enable=False)
+            .deflate(enable=False)
             .brotli(enable=False)
             .zstd(enable=False)
         )
@@ -324,18 +329,21 @@ class PyreqwestTransport(httpx.AsyncBaseTransport):
             sending = sending.streamed_read_buffer_limit(1)
         async with sending.build_streamed() as reply:
             sink: Callable[[bytes], None] | None = request.extensions.get(SINK)
+            chunks = _chunks(reply.body_reader)
+            if (unpacker := _unpacker(reply.headers)) is not None:
+                chunks = _unpacked(chunks, unpacker)
             if sink is not None and reply.status < _REDIRECTED:
-                while (chunk := await reply.body_reader.read_chunk()) is not None:
-                    sink(bytes(chunk))
+                async for chunk in chunks:
+                    sink(chunk)
                 return httpx.Response(reply.status, headers=_readable(reply.headers), stream=Whole(b""))
             _refuse_long(reply.headers.get("content-length"))
-            if arrived is None:
+            if arrived is None and unpacker is None:
                 content = await reply.body_reader.read(REPLY_CAP_BYTES + 1)
                 # Refused here, since a copy of what nobody reads would be as large.
                 _refuse_large(0 if content is None else len(content))
                 stream = Whole(b"" if content is None else bytes(content))
             else:
-                stream = Whole(await _read_chunks(reply.body_reader, arrived))
+                stream = Whole(await _read_chunks(chunks, arrived))
             version = {"http_version": reply.version.encode()}
             return httpx.Response(reply.status, headers=_readable(reply.headers), stream=stream, extensions=version)
 
@@ -541,16 +549,22 @@ def _words(error: BaseException) -> str:
     return " ".join(said).lower()
 
 
-async def _read_chunks(reader: ResponseBodyReader, arrived: Callable[[int], None]) -> bytes:
-    """Read a body as it comes. Raises ReplyTooLargeError where it passes the cap."""
-    chunks: list[bytes] = []
-    size = 0
+async def _chunks(reader: ResponseBodyReader) -> AsyncIterator[bytes]:
     while (chunk := await reader.read_chunk()) is not None:
-        arrived(len(chunk))
+        yield bytes(chunk)
+
+
+async def _read_chunks(chunks: AsyncIterable[bytes], arrived: Callable[[int], None] | None) -> bytes:
+    """Read a body as it comes. Raises ReplyTooLargeError where it passes the cap."""
+    kept: list[bytes] = []
+    size = 0
+    async for chunk in chunks:
+        if arrived is not None:
+            arrived(len(chunk))
         size += len(chunk)
         _refuse_large(size)
-        chunks.append(bytes(chunk))
-    return b"".join(chunks)
+        kept.append(chunk)
+    return b"".join(kept)
 
 
 def _refuse_large(size: int) -> None:
@@ -569,14 +583,18 @@ async def _read(response: httpx.Response, arrivals: _Arrivals | None, sink: Call
     if isinstance(response.stream, Whole) and "content-encoding" not in response.headers:
         _refuse_large(len(response.stream.content))
         return response.stream.content
+    pieces = response.aiter_bytes()
+    if (unpacker := _unpacker(response.headers)) is not None:
+        assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - an async transport gives nothing else
+        pieces = _unpacked(response.stream, unpacker)
     if sink is not None and response.status_code < _REDIRECTED:
-        async for chunk in response.aiter_bytes():
+        async for chunk in pieces:
             sink(chunk)
         return b""
     _refuse_long(response.headers.get("content-length"))
     chunks: list[bytes] = []
     size = 0
-    async for chunk in response.aiter_bytes():
+    async for chunk in pieces:
         size += len(chunk)
         _refuse_large(size)
         if arrivals is not None:
@@ -585,8 +603,46 @@ async def _read(response: httpx.Response, arrivals: _Arrivals | None, sink: Call
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
+class _Unpacker:
+    """Decompresses a body of gzip, which is one member, to its last byte.
+
+    Both libraries would give the first of several members, and httpx what came of a cut one, as if that were all.
+    """
+
+    def __init__(self) -> None:
+        self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        self._came = False
+
+    def pieces(self, packed: bytes) -> Iterator[bytes]:
+        """Give what some more bytes stand for, in pieces of bounded size. Raises httpx.DecodingError."""
+        self._came = self._came or bool(packed)
+        try:
+            piece = self._inflate.decompress(packed, _UNPACKED_BYTES)
+            while piece:
+                yield piece
+                piece = self._inflate.decompress(self._inflate.unconsumed_tail, _UNPACKED_BYTES)
+        except zlib.error as error:
+            raise httpx.DecodingError("the body is no gzip") from error
+
+    def end(self) -> None:
+        """Say that no more comes. Raises httpx.DecodingError where that is too early, or too late."""
+        if self._inflate.unused_data or (self._came and not self._inflate.eof):
+            raise httpx.DecodingError("the body is not one whole gzip member")
+
+
+def _unpacker(headers: Mapping[str, str]) -> _Unpacker | None:
+    return _Unpacker() if headers.get("content-encoding", "").strip().lower() in ("gzip", "x-gzip") else None
+
+
+async def _unpacked(packed: AsyncIterable[bytes], unpacker: _Unpacker) -> AsyncIterator[bytes]:
+    async for chunk in packed:
+        for piece in unpacker.pieces(chunk):
+            yield piece
+    unpacker.end()
+
+
 def _is_framed(response: httpx.Response) -> bool:
-    """Whether the reply said where its body ends. Nobody can know of one that was decompressed on the way."""
+    """Whether the reply said where its body ends."""
     version: bytes = response.extensions.get("http_version", b"HTTP/1.1")
     headers = response.headers
     return not version.startswith(b"HTTP/1") or "content-length" in headers or "transfer-encoding" in headers
@@ -597,15 +653,17 @@ def _lowered(response: httpx.Response) -> dict[str, str]:
 
 
 def _readable(headers: pyreqwest.http.HeaderMap) -> list[tuple[str, str]]:
-    """Return the headers as text, without those that are none."""
+    """Return the headers as text, without those that are none, and without what was decompressed already."""
     try:
-        return list(headers.items())
+        readable = list(headers.items())
     except ValueError:
         readable = []
         for name in headers:
             with contextlib.suppress(ValueError):
                 readable.append((name, headers[name]))
-        return readable
+    if "content-encoding" in headers and _unpacker(headers) is not None:
+        return [(name, value) for name, value in readable if name.lower() != "content-encoding"]
+    return readable
 
 
 @functools.lru_cache(maxsize=256)

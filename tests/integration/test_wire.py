@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -118,6 +119,13 @@ async def send(
 
 
 HEADER = b"HTTP/1.1 200 OK\r\n"
+
+
+def packed(body: bytes) -> Handler:
+    """A reply of these bytes as gzip, whole as HTTP knows it."""
+    return answering(HEADER + f"content-encoding: gzip\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
+
+
 FAULTS: dict[str, tuple[Handler, NoReplyKind]] = {
     "reset before the reply": (reset, NoReplyKind.READ),
     "closed before the reply": (answering(b""), NoReplyKind.READ),
@@ -127,6 +135,11 @@ FAULTS: dict[str, tuple[Handler, NoReplyKind]] = {
     "no last chunk": (answering(HEADER + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n"), NoReplyKind.READ),
     "garbage": (answering(b"GARBAGE garbage\r\n\r\n"), NoReplyKind.READ),
     "broken gzip": (answering(HEADER + b"content-encoding: gzip\r\ncontent-length: 5\r\n\r\nabcde"), NoReplyKind.READ),
+    "gzip of two members": (packed(gzip.compress(b'{"a": 1}') + gzip.compress(b'{"b": 2}')), NoReplyKind.READ),
+    "gzip with something behind it": (packed(gzip.compress(b'{"a": 1}') + b"x"), NoReplyKind.READ),
+    "gzip that is cut": (packed(gzip.compress(b"0123456789" * 9000)[:-20]), NoReplyKind.READ),
+    "gzip without its checksum": (packed(gzip.compress(b'{"a": 1}')[:-8]), NoReplyKind.READ),
+    "gzip of another checksum": (packed(gzip.compress(b'{"a": 1}')[:-8] + bytes(8)), NoReplyKind.READ),
     "never answers": (silent, NoReplyKind.TIMEOUT),
     "drips": (dripping, NoReplyKind.TIMEOUT),
 }
