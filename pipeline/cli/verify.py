@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
 
-from pipeline.cli.common import checked_job, echo_json, find_run, json_option, read_draft, run_argument
+from pipeline.cli.common import (
+    SIMULATED_SUFFIX,
+    checked_job,
+    echo_json,
+    find_run,
+    json_option,
+    read_draft,
+    run_argument,
+)
 
 _DAMAGED = 5
 
@@ -35,6 +43,11 @@ def command(*, target: Path, with_input: bool, as_json: bool) -> int:
 
             job = checked_job(read_draft(_job_file(target, layout.summary), overrides={}, simulate=True))
             findings += reread_input(job, layout)
+    if layout.root.name.endswith(SIMULATED_SUFFIX):
+        # Without --simulate it would be the real job that runs.
+        findings = [
+            replace(found, advice=found.advice.replace("--repair", "--simulate --repair")) for found in findings
+        ]
     if as_json:
         echo_json(
             {

@@ -160,3 +160,18 @@ def test_an_unreadable_journal_names_the_repair(finished: Bench) -> None:
 
     assert result.exit_code == 5
     assert "--repair" in result.stderr
+
+
+def test_what_mends_a_rehearsal_is_a_rehearsal(bench: Bench) -> None:
+    """Without --simulate it would be the real job that runs."""
+    assert bench.call("run", "job.yaml", "--simulate").exit_code == 0
+    root = bench.folder / "out.simulated"
+    (part,) = root.glob("part-*.parquet")
+    part.chmod(0o644)
+    _flip(part, 0.3)
+
+    said, told = (bench.call("verify", target, *options) for target, options in ((bench.job, ()), (root, ("--json",))))
+
+    assert said.exit_code == told.exit_code == 5
+    assert "`pipeline run JOB --simulate --repair`" in said.stdout
+    assert "`pipeline run JOB --simulate --repair`" in json.loads(told.stdout)["findings"][0]["advice"]
