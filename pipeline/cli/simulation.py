@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipeline.cli.common import simulated_folder
-from pipeline.errors import DefectError
+from pipeline.errors import DefectError, StorageError
 from pipeline.job.spec import DeploymentSpec, Job, Secret
 from pipeline.simulator.serve import SimulatorDiedError, start
 
@@ -23,8 +23,15 @@ def simulated(job: Job, *, speed: float) -> Iterator[Job]:
     second.
     """
     output = simulated_folder(job.output.path)
-    output.parent.mkdir(parents=True, exist_ok=True)
     ledger = output.with_name(f"{output.name}.ledger.jsonl")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        ledger.open("ab").close()
+    except OSError as error:
+        raise StorageError(
+            f"{ledger} cannot be written ({error.strerror}): a rehearsal keeps its results and its ledger beside "
+            "`output.path`; name another one"
+        ) from error
     try:
         kept = output.with_name(f"{output.name}.service") if job.run.lane != "online" else None
         process = start({**_config(job, speed), "folder": kept}, ledger=ledger)

@@ -18,6 +18,7 @@ DOCUMENTED = {
     "SourceError": 2,
     "RefusedError": 3,
     "StoppedEarlyError": 4,
+    "NoTokenYetError": 4,
     "StorageError": 5,
     "DiskFullError": 5,
     "DamageError": 5,

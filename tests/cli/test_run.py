@@ -220,3 +220,13 @@ def test_deployments_of_one_name_are_rehearsed_side_by_side_with_their_own_quota
     assert result.exit_code == 0, result.output
     used = bench.summary(bench.folder / "out.simulated")["deployments"]
     assert [(one["name"], one["requests_per_minute"]) for one in used] == [("gpt-4o-mini", None), ("second", 36_000)]
+
+
+def test_a_rehearsal_that_may_write_nothing_beside_the_output_says_so(bench: Bench) -> None:
+    (bench.folder / "out.simulated.ledger.jsonl").mkdir()
+
+    result = bench.call("run", "job.yaml", "--simulate")
+
+    assert result.exit_code == 5
+    assert "out.simulated.ledger.jsonl cannot be written (Is a directory)" in result.stderr
+    assert "report" not in result.stderr
