@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pipeline.pace.bucket import Bucket, Window
 from pipeline.pace.cost import CostFactor, Mark
 from pipeline.pace.gate import Gate
+from pipeline.pace.provisioned import NEARING, Provisioned
 from pipeline.pace.rate import MINUTE_S, Rate
 from pipeline.pace.verdict import ThrottleKind
 
@@ -23,6 +24,10 @@ LOWERED_S = 1800.0
 """Seconds for which a limit that fell may rise again, as one does that Azure lowers while it throttles a deployment."""
 RECENT_S = 10.0
 """Seconds over which refusals that name no limit are weighed against what was sent."""
+FLOWED_S = 5.0
+"""Seconds from which on what was taken in by provisioned throughput, once full, says what flows away."""
+STEER_S = 0.1
+"""Seconds after which the rate of provisioned throughput is made anew, be it that no reply came."""
 _LEAST_S = 0.1
 REFUSED_SHARE = 0.1
 REFUSED_LEAST = 3
@@ -35,12 +40,13 @@ class Quota:
     `limit` is the service's or the job's, whichever is lower; `rate` what may leave, which spares the share `leave` of
     the limit and is less after refusals; `offered` what the service names. All are the service's units: one that we
     count is worth `scale` of them. What leaves is counted even without a limit, so that one learnt on the way knows
-    what it has already let through.
+    what it has already let through. `flows`: what was let in flows away steadily, so that a rate which was learnt says
+    nothing of what a span holds.
     """
 
     __slots__ = (
         "_allowed", "_allowed_to", "_bucket", "_highest", "_least", "_leave", "_lowered_at", "_parts", "_span_s",
-        "_stated", "_window", "limit", "offered", "rate", "scale",
+        "_stated", "_window", "flows", "limit", "offered", "rate", "scale",
     )  # fmt: skip
 
     def __init__(self, *, stated: float | None, leave: float, span_s: float, margin_s: float, least: float) -> None:
@@ -57,6 +63,7 @@ class Quota:
         self._highest = stated
         self._lowered_at: float | None = None
         self.offered: float | None = None
+        self.flows = False
         self.scale = 1.0
         self.rate = Rate(ceiling=None if stated is None else stated * (1 - leave), span_s=span_s)
         self.apply(float("-inf"))
@@ -106,7 +113,11 @@ class Quota:
         if paced is None or held is None:
             return
         rate = paced / MINUTE_S
-        self._window.limit = max(self._least, math.ceil(held / self.scale * self._span_s / MINUTE_S - 1e-9))
+        self._window.limit = (
+            math.inf
+            if self.flows and self.limit is None
+            else max(self._least, math.ceil(held / self.scale * self._span_s / MINUTE_S - 1e-9))
+        )
         if self._bucket is None:
             self._bucket = Bucket(rate=rate, least=self._least, slack=rate * SLACK_S, now=now)
         else:
@@ -158,7 +169,8 @@ class Admission:
     """
 
     __slots__ = (
-        "_cost", "_first_at", "_followed_at", "_recent", "_refused", "_refused_tokens", "_requests", "_tokens", "gate",
+        "_cost", "_first_at", "_followed_at", "_full", "_lately", "_provisioned", "_recent", "_refused",
+        "_refused_tokens", "_requests", "_steered_at", "_steered_last", "_tokens", "gate",
     )  # fmt: skip
 
     def __init__(
@@ -178,6 +190,11 @@ class Admission:
         self._recent = Window(limit=math.inf, span_s=RECENT_S)
         self._refused = Window(limit=math.inf, span_s=RECENT_S)
         self._refused_tokens = Window(limit=math.inf, span_s=MINUTE_S)
+        self._lately = Window(limit=math.inf, span_s=self._tokens.rate.doubt_s)
+        self._provisioned = Provisioned()
+        self._steered_at = math.inf
+        self._steered_last = float("-inf")
+        self._full: tuple[float, float] | None = None
         self._first_at: float | None = None
         self._followed_at = float("-inf")
 
@@ -213,6 +230,8 @@ class Admission:
 
     def ready_at(self, now: float, tokens: float) -> float:
         """Return the moment from which one request of `tokens` may leave; `now` when it may at once."""
+        if self._tokens.flows and now - self._steered_last >= STEER_S:
+            self._steer(now)  # what flows away makes room, whether replies come or not
         return max(now, self.gate.until, self._requests.ready_at(now, 1), self._tokens.ready_at(now, tokens))
 
     def queue_s(self, requests: int, tokens: float) -> float:
@@ -238,8 +257,9 @@ class Admission:
         self._requests.take(now, 1)
         self._tokens.take(now, tokens)
         self._cost.sent(now, tokens)
-        self._recent.take(now, 1)
-        self._recent.sum(now)
+        for window in (self._recent, self._lately):
+            window.take(now, 1)
+            window.sum(now)
 
     def give_back(self, now: float, tokens: float) -> None:
         """Undo a `take` whose request was never sent."""
@@ -247,6 +267,7 @@ class Admission:
         self._tokens.take(now, -tokens)
         self._cost.sent(now, -tokens)
         self._recent.take(now, -1)
+        self._lately.take(now, -1)
 
     def mark(self, now: float) -> Mark:
         """Return what has left by now, to be handed to `observe` with the reply to what leaves now."""
@@ -285,6 +306,8 @@ class Admission:
             window.take(now, amount)
             window.sum(now)
         match kind:
+            case ThrottleKind.UTILIZATION if self._is_steered(now, sent_at=sent_at, tokens=tokens):
+                pass
             case ThrottleKind.TOKENS:
                 if self._is_meant(now, self._tokens, hint_s):
                     self._cut_tokens(now, hint_s, sent_at=sent_at, tokens=tokens, kind=kind)
@@ -301,6 +324,42 @@ class Admission:
                 else:
                     self._cut_requests(now, hint_s, sent_at=sent_at, kind=kind)
         return False
+
+    def utilized(self, now: float, share: float, mark: Mark) -> bool:
+        """Learn from a reply that says how full provisioned throughput was; True where there is not much room left.
+
+        `mark` is what had left when its request did. Nothing is held back for it until the first refusal: the service
+        may have other machines take what is too much.
+        """
+        self._provisioned.learn(now, sent_at=mark.at, sent=mark.tokens, share=share)
+        if self._tokens.flows:
+            self._steer(now)
+        full = self._provisioned.fullness(now, self._cost.mark(now).tokens)
+        return full is not None and full >= NEARING
+
+    def _steer(self, now: float) -> bool:
+        """Keep to what flows away of what is provisioned, as far as replies tell that; say whether they do."""
+        self._steered_last = now
+        if math.isfinite(self._steered_at) and now < self._steered_at:
+            return False
+        per_minute = self._provisioned.per_minute(now, self._cost.mark(now).tokens)
+        if per_minute is None:
+            return False
+        self._steered_at = min(self._steered_at, now)
+        self._tokens.rate.steer(per_minute)
+        self._tokens.apply(now)
+        return True
+
+    def _is_steered(self, now: float, *, sent_at: float, tokens: float) -> bool:
+        """Whether replies tell the rate, and not wrongly: a rate that was so found for ten seconds is not refused much.
+
+        Where it is, or what they say cannot be so, refusals alone tell it for a minute.
+        """
+        self._tokens.flows = True
+        self._provisioned.refused(sent_at, tokens)
+        if sent_at >= self._steered_at + RECENT_S and self._are_many(now):
+            self._steered_at = now + MINUTE_S
+        return self._steer(now)
 
     def _are_many(self, now: float) -> bool:
         return self._refused.sum(now) >= max(REFUSED_LEAST, REFUSED_SHARE * self._recent.sum(now))
@@ -381,6 +440,8 @@ class Admission:
         over_s = MINUTE_S if kind is not ThrottleKind.UTILIZATION else max(1.0, spent_s)
         sent = self._cost.mark(now).minute * self._cost.factor
         admitted = (sent - self._refused_tokens.sum(now) * self._cost.factor) * MINUTE_S / over_s
+        if kind is ThrottleKind.UTILIZATION:
+            admitted = self._flowed(now, admitted)
         rate = self._tokens.rate
         use = 0.0 if self._tokens.offered is not None else sent * MINUTE_S / max(_LEAST_S, spent_s)
         passed = rate.at_ease(admitted, use)  # where the limit is named, others are to blame
@@ -391,10 +452,24 @@ class Admission:
             passed=passed,
             admitted=admitted,
             least=tokens * self._cost.factor,
+            lately=self._lately.sum(now),
             certain=self._is_certain(kind, self._tokens),
         ):
             self._cost.refused(now)
             self._rescale(now)
+
+    def _flowed(self, now: float, admitted: float) -> float:
+        """Tokens a minute that flowed away since it was first full; it is as full now. `admitted` until that tells."""
+        taken_in = self._provisioned.taken_in(self._cost.mark(now).tokens)
+        if self._full is None:
+            self._full = now, taken_in
+        at, before = self._full
+        gone_s = now - at
+        if gone_s < FLOWED_S:
+            return admitted
+        if gone_s >= MINUTE_S:
+            self._full = now, taken_in
+        return (taken_in - before) * MINUTE_S / gone_s
 
     def _cut_requests(self, now: float, hint_s: float | None, *, sent_at: float, kind: ThrottleKind) -> None:
         spent_s = self._spent_s(now, RECENT_S)
@@ -411,6 +486,7 @@ class Admission:
             passed=passed,
             admitted=admitted,
             least=1.0,
+            lately=sent,
             certain=self._is_certain(kind, self._requests),
         ):
             self._requests.apply(now)

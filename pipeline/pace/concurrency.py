@@ -10,7 +10,10 @@ LEAST = 1.0
 
 
 class Concurrency:
-    """Grows by one with each answer, so that it doubles with each round; after a cut, by one with each round."""
+    """Grows by one with each answer, so that it doubles with each round.
+
+    After a cut, and where the service says that it is nearly full, it grows by one with each round.
+    """
 
     __slots__ = ("_careful", "_cool_until", "_cut_at", "most")
 
@@ -20,9 +23,9 @@ class Concurrency:
         self._cut_at = float("-inf")
         self._cool_until = float("-inf")
 
-    def answered(self) -> None:
-        """Let more be under way: the service copes."""
-        self.most += 1 / self.most if self._careful else 1.0
+    def answered(self, *, nearly_full: bool = False) -> None:
+        """Let more be under way: the service copes. `nearly_full`: it says that there is not much room left."""
+        self.most += 1 / self.most if self._careful or nearly_full else 1.0
 
     def cut(self, now: float, *, sent_at: float, under_way: int, cool_down_s: float) -> bool:
         """Halve what may be under way, once an episode; say whether this refusal did. `under_way` is how many are."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 MINUTE_S = 60.0
 CUT = 0.8
 """What a cut leaves of a rate that was refused again as soon as what had passed was kept to."""
@@ -12,7 +14,9 @@ AT_ONCE = 0.25
 COOL_DOWN_S = 5.0
 """Seconds after a cut in which no other follows."""
 DOUBT_S = 10.0
-"""Seconds after which a rate that was not refused is good, and within which a second refusal says that it is not."""
+"""Seconds after which a rate that was not refused is good, and within which refusals say that it is not."""
+CHANCE = 0.02
+"""Share of what was sent that may be refused by chance, beside one."""
 AGAIN_S = 5.0
 """Seconds after that in which another refusal says that what had passed was too much."""
 GROWTH_PER_S = 0.01
@@ -39,6 +43,8 @@ RAMP_S = 10.0
 """Seconds that a deployment which was away takes to its full rate."""
 RAMP_FROM = 0.1
 """Share of the rate at which a ramp begins."""
+MOST_DOUBTS = 1000
+"""Refusals that are remembered."""
 _RAMP_STEP_S = 0.1
 _COSTS_A_SPAN = 3
 
@@ -53,7 +59,7 @@ class Rate:
     """
 
     __slots__ = (
-        "_believed", "_ceiling", "_cool_until", "_cut_at", "_doubted_at", "_held", "_held_until", "_hold_s", "_once",
+        "_believed", "_ceiling", "_cool_until", "_cut_at", "_doubts", "_held", "_held_until", "_hold_s", "_once",
         "_ramp_at", "_ramp_to", "_since", "_span_from", "_span_s", "_span_used", "_too_much", "per_minute",
     )  # fmt: skip
 
@@ -74,7 +80,7 @@ class Rate:
         self._held_until = float("-inf")
         self._hold_s = max(HOLD_S, span_s)
         self._since = float("inf")
-        self._doubted_at = float("-inf")
+        self._doubts: deque[float] = deque(maxlen=MOST_DOUBTS)
         self._once = 0.0
 
     @property
@@ -102,6 +108,15 @@ class Rate:
         else:
             self.per_minute = min(ceiling, self.per_minute * max(1.0, ceiling / old))
 
+    def steer(self, per_minute: float) -> None:
+        """Take a rate that somebody knows better than refusals tell; a ceiling and a ramp hold all the same."""
+        self._forget()
+        wanted = per_minute if self._ceiling is None else min(self._ceiling, per_minute)
+        if self._ramp_at is None:
+            self.per_minute = wanted
+        else:
+            self._ramp_to = wanted
+
     def at_ease(self, passed: float, sent: float) -> float:
         """What a refusal tells of the limit: `passed`, or less of the rate where not even the rate was sent."""
         if self.per_minute is None or sent >= SATURATED * self.per_minute:
@@ -117,17 +132,19 @@ class Rate:
         passed: float,
         admitted: float,
         least: float,
+        lately: float = 0.0,
         certain: bool = False,
     ) -> bool:
         """Cut the rate for a refusal of a request sent at `sent_at`, unless a cut has answered it; say whether.
 
         `passed` is what was let in of late while the gate was open, `admitted` what was at all, units a minute.
         `least` is what the refused request cost; the rate is never below one of those a minute, or the ceiling where
-        that is less. A first refusal of a rate that did well is taken for chance, unless it is `certain`.
+        that is less. `lately` is how many requests left within `doubt_s`. One refusal of a rate that did well, and
+        CHANCE of those, is taken for chance, unless it is `certain`.
         """
         if sent_at < self._cut_at or now < self._cool_until:
             return False
-        if self._may_be_chance(now) and cool_down_s <= COOL_DOWN_S and not certain:
+        if self._may_be_chance(now, lately) and cool_down_s <= COOL_DOWN_S and not certain:
             return False
         known = passed if self.per_minute is None else self.per_minute
         wanted = self._found(now, known, passed, admitted, least)
@@ -152,11 +169,18 @@ class Rate:
         self._cool_until = now + max(COOL_DOWN_S, cool_down_s)
         self._begin_span(now)
 
-    def _may_be_chance(self, now: float) -> bool:
-        """Whether a rate that did well for a while is refused for the first time."""
-        doubted_at, self._doubted_at = self._doubted_at, now
+    @property
+    def doubt_s(self) -> float:
+        """Seconds within which refusals of a rate that did well are weighed together."""
+        return max(DOUBT_S, 1.5 * self._span_s)
+
+    def _may_be_chance(self, now: float, lately: float) -> bool:
+        """Whether a rate that did well for a while is refused no more often than chance may."""
+        while self._doubts and now - self._doubts[0] > self.doubt_s:
+            self._doubts.popleft()
+        self._doubts.append(now)
         steady = self.per_minute is not None and self.per_minute in {self._held, self._ceiling}
-        return steady and now - self._since >= DOUBT_S and now - doubted_at > max(DOUBT_S, 1.5 * self._span_s)
+        return steady and now - self._since >= DOUBT_S and len(self._doubts) <= 1 + CHANCE * lately
 
     def _found(self, now: float, known: float, passed: float, admitted: float, least: float) -> float:
         """The rate that a refusal of `known` leads to: what was held before, what passed, or CUT of it."""

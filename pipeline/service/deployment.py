@@ -19,7 +19,7 @@ from pipeline.pace.verdict import ThrottleKind
 from pipeline.service.address import Address
 from pipeline.service.auth import Credentials
 from pipeline.service.batch_api import BatchApi
-from pipeline.service.headers import rate_limits, reply_ids
+from pipeline.service.headers import rate_limits, reply_ids, utilization
 from pipeline.service.quoted import Hider, hider
 from pipeline.service.wire import Wire
 
@@ -371,7 +371,9 @@ class Deployment:
         answered = 200 <= reply.status < 300  # noqa: PLR2004 - success
         if answered:
             self._admission.gate.answered(mark.at)
-            self._concurrency.answered()
+            share = utilization(reply.headers)
+            nearly_full = share is not None and self._admission.utilized(self._clock.now(), share, mark)
+            self._concurrency.answered(nearly_full=nearly_full)
         limits = rate_limits(reply.headers)
         if limits is not None:
             # What a refusal says is left is for the gate: it was not charged, so there is nothing to learn from it.

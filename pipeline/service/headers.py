@@ -84,6 +84,13 @@ def rate_limits(headers: Mapping[str, str]) -> RateLimits | None:
     )
 
 
+def utilization(headers: Mapping[str, str]) -> float | None:
+    """Read how full provisioned throughput is: 1.0 is full; None where it says nothing usable."""
+    value = headers.get("azure-openai-deployment-utilization")
+    percent = _number(value.strip().removesuffix("%")) if value is not None else None
+    return None if percent is None else percent / 100
+
+
 def reply_ids(headers: Mapping[str, str]) -> ReplyIds:
     """Read x-request-id, apim-request-id and x-ms-region."""
     region = headers.get("x-ms-region")

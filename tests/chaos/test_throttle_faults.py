@@ -207,6 +207,39 @@ def test_one_refusal_in_a_hundred_that_means_nothing_costs_little(word: str, see
     record(fault="F8", what=f"1 % refused that name {word}", tried=1, notes=str(measured))
 
 
+TOKENS = Quota(requests_per_minute=6_000, tokens_per_minute=150_000)
+BOUND = {
+    "requests": (QUOTA, STATED),
+    "tokens": (TOKENS, Stated(requests_per_minute=6_000, tokens_per_minute=150_000)),
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("bound", BOUND)
+@pytest.mark.parametrize("word", WORDS)
+def test_one_refusal_in_a_hundred_costs_little_where_the_job_file_alone_names_the_limit(
+    word: str, bound: str, seed: int
+) -> None:
+    dice = random.Random(seed)
+    noise = {"error": {"code": "429", "message": WORDS[word]}}
+    quota, stated = BOUND[bound]
+
+    def fault(_: float) -> httpx.Response | None:
+        return httpx.Response(429, json=noise) if dice.random() < 0.01 else None
+
+    measured = measure_virtually(
+        Scenario(
+            name="noisy, and no headers",
+            make=lambda clock: {"d": (Azure(clock=clock, quota=quota, fault=fault, names_limits=False), stated)},
+        )
+    )
+    assert (measured.failed, measured.ran.left, measured.ran.ended) == (0, 0, None)
+    assert measured.used >= 0.9, str(measured)
+    assert measured.calls_per_row <= 1.05, str(measured)
+    assert measured.time <= 1.15, str(measured)
+    record(fault="F8", what=f"1 % refused that name {word}, {bound} stated", tried=1, notes=str(measured))
+
+
 OUTAGES: dict[str, Callable[[], httpx.Response | Exception]] = {
     "500": lambda: httpx.Response(500),
     "502": lambda: httpx.Response(502),

@@ -47,7 +47,8 @@ class Azure(httpx.AsyncBaseTransport):
 
     `others` is how many tokens a minute somebody else uses. `changes` are quotas from moments on. `fault` may answer
     instead; its answers are the injected ones, and count as requests of no tokens. `names_limits` says whether replies
-    hold x-ratelimit headers. `counted` are the moments and tokens of what was counted.
+    hold x-ratelimit headers, and answers of provisioned throughput its utilization.
+    `counted` are the moments and tokens of what was counted.
     """
 
     clock: Clock
@@ -151,9 +152,11 @@ class Azure(httpx.AsyncBaseTransport):
         self._level = max(0.0, self._level - rate * (now - self._level_at))
         self._level_at = now
         full = 10 * rate
-        headers = {"azure-openai-deployment-utilization": f"{100 * self._level / full:.1f}%"}
+        utilization = {"azure-openai-deployment-utilization": f"{100 * self._level / full:.1f}%"}
+        headers = utilization if self.names_limits else {}
         if self._level >= full:
             self.refused += 1
+            headers = {**utilization}
             headers["retry-after-ms"] = str(math.ceil(1000 * (self._level - full) / rate) + 1)
             return httpx.Response(429, headers=headers, json={"error": {"code": "429", "message": "Too busy."}})
         self._level += charged

@@ -163,6 +163,7 @@ def _one(quota: Quota, stated: Stated, **more: object) -> Callable[[Clock], dict
 REQUESTS = Quota(requests_per_minute=300, tokens_per_minute=10_000_000)
 TOKENS = Quota(requests_per_minute=6_000, tokens_per_minute=150_000)
 
+LIKE_PROVISIONED = Quota(requests_per_minute=6_000, tokens_per_minute=60_000)
 FEW = Quota(requests_per_minute=6_000, tokens_per_minute=15_000)
 
 
@@ -181,6 +182,17 @@ def _halved(quota: Quota) -> Quota:
 def _busy(share: float) -> Callable[[float], httpx.Response | None]:
     dice = random.Random(5)
     said = "The system is currently experiencing high demand and cannot process your request."
+
+    def fault(_: float) -> httpx.Response | None:
+        return httpx.Response(429, json={"error": {"code": "429", "message": said}}) if dice.random() < share else None
+
+    return fault
+
+
+def _refusing(share: float, named: str) -> Callable[[float], httpx.Response | None]:
+    """Refusals that claim a limit, for no reason, and say nothing of when."""
+    dice = random.Random(7)
+    said = f"Requests have exceeded {named} rate limit of your current tier."
 
     def fault(_: float) -> httpx.Response | None:
         return httpx.Response(429, json={"error": {"code": "429", "message": said}}) if dice.random() < share else None
@@ -232,11 +244,14 @@ def _one_is_paused(clock: Clock) -> dict[str, tuple[Azure, Stated]]:
     }
 
 
-def _spillover(clock: Clock) -> dict[str, tuple[Azure, Stated]]:
-    provisioned = Quota(tokens_per_minute=100_000, utilization=True)
-    return {
-        "provisioned": (Azure(clock=clock, quota=provisioned), Stated(priority=0)),
-        "standard": (Azure(clock=clock, quota=TOKENS), _exactly(TOKENS, priority=1)),
+def _spillover(
+    tokens_per_minute: int, standard: Quota, *, names_limits: bool = True
+) -> Callable[[Clock], dict[str, tuple[Azure, Stated]]]:
+    """Provisioned throughput of which the job file says nothing, and a standard deployment for what it cannot take."""
+    provisioned = Quota(tokens_per_minute=tokens_per_minute, utilization=True)
+    return lambda clock: {
+        "provisioned": (Azure(clock=clock, quota=provisioned, names_limits=names_limits), Stated(priority=0)),
+        "standard": (Azure(clock=clock, quota=standard, seed=2), _exactly(standard, priority=1)),
     }
 
 
@@ -283,7 +298,26 @@ SCENARIOS = (
     ),
     Scenario(name="a fifth is left to others", make=_one(REQUESTS, _exactly(REQUESTS, leave=0.2))),
     Scenario(name="others use half", make=_one(TOKENS, _exactly(TOKENS), others=75_000)),
-    Scenario(name="provisioned, then standard", make=_spillover),
+    Scenario(name="provisioned, then standard", make=_spillover(100_000, TOKENS)),
+    Scenario(
+        name="… of small rows, for 130 s",
+        make=_spillover(60_000, LIKE_PROVISIONED),
+        costs=(105, 230, 355),
+        ideal_s=130.0,
+    ),
+    Scenario(
+        name="… whose answers name no utilization",
+        make=_spillover(60_000, LIKE_PROVISIONED, names_limits=False),
+        costs=(105, 230, 355),
+    ),
+    Scenario(
+        name="1 % refused at random as if by requests, and no headers",
+        make=_one(REQUESTS, _exactly(REQUESTS), fault=_refusing(0.01, "call"), names_limits=False),
+    ),
+    Scenario(
+        name="1 % refused at random as if by tokens, and no headers",
+        make=_one(TOKENS, _exactly(TOKENS), fault=_refusing(0.01, "token"), names_limits=False),
+    ),
 )
 
 

@@ -562,3 +562,38 @@ async def test_a_row_says_which_model_answered_it_and_another_one_is_said_once(b
     assert said[1:] == [("m-2026", "m-2024, m-2025")]
     expected = ["m-2024", "m-2024", "m-2025", "unknown", "m-2024", "m-2025", "unknown", "m-2026"]
     assert [row["request"]["model"] for row in bench.table()] == expected
+
+
+KINDS: dict[str, tuple[str, str, dict[str, str]]] = {
+    "quota of requests": ("429", "Requests have exceeded call rate limit of your current tier.", {}),
+    "quota of tokens": ("429", "Requests have exceeded token rate limit of your current tier.", {}),
+    "want of capacity": ("429", "The system is currently experiencing high demand.", {}),
+    "provisioned throughput": ("429", "Too busy.", {"azure-openai-deployment-utilization": "101.2%"}),
+    "flex": ("resource_unavailable", "Flex processing has no resources.", {}),
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_429_of_any_kind_that_asks_for_a_day_ends_the_run_and_says_when_to_come_back(
+    bench: Bench, kind: str
+) -> None:
+    code, message, headers = KINDS[kind]
+    refused = refusal(429, code, message, {"retry-after": "86400", **headers})
+    summary = await bench.run(Service(on("b", lambda _: refused)))
+    assert (summary.state, summary.exit_code, summary.rows.failed) == ("stopped", 4, 0)
+    assert "asks for a pause of 86400 s; run again after" in (summary.reason or "")
+    assert message in (summary.reason or "")
+
+
+@pytest.mark.anyio
+async def test_money_that_is_spent_is_said_in_the_services_words_and_not_waited_for(bench: Bench) -> None:
+    message = "You exceeded your current quota, please check your plan and billing details."
+    refused = refusal(429, "insufficient_quota", message, {"retry-after-ms": "5"})
+    service = Service(on("b", lambda _: refused))
+    summary = await bench.run(service)
+    assert (summary.state, summary.exit_code, summary.rows.failed) == ("refused", 3, 0)
+    assert summary.throttled == 0
+    assert service.calls.count(["b"]) == 1
+    assert "no deployment is left to send to" in (summary.reason or "")
+    assert f"insufficient_quota: {message}" in (summary.reason or "")

@@ -58,6 +58,7 @@ class Spec:
     tokens_per_minute: float | None = None
     max_inputs: int | None = None
     priority: int = 0
+    lane: str = "online"
 
 
 @dataclass(frozen=True, kw_only=True)
