@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import csv
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -252,12 +251,9 @@ class FineTuning:
 
     def _results(self, record: Record) -> str:
         path = self._shelf.content(f"{record['id']}-results")
-        with path.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(_COLUMNS)
-            for event in record["events"]:
-                if event["type"] == "metrics":
-                    writer.writerow([event["data"].get(name, "") for name in _COLUMNS])
+        steps = [event["data"] for event in record["events"] if event["type"] == "metrics"]
+        rows = [_COLUMNS, *([str(step.get(name, "")) for name in _COLUMNS] for step in steps)]
+        path.write_text("".join(f"{','.join(row)}\n" for row in rows))
         name: str = self._files.make("fine-tune-results", "results.csv", path)["id"]
         return name
 
