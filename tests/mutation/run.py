@@ -1,6 +1,7 @@
 """Change the product a little, many times, and see whether its unit tests notice: `make mutation SEED=… COUNT=…`.
 
-A seeded sample of the mutants of `operators.py` over the modules of `TARGETS`. Each mutant lives in a forked process
+A seeded sample of the mutants of `operators.py` over the modules of `TARGETS`, drawn so that a change of one module
+leaves the sample of the others as it was. Each mutant lives in a forked process
 that imports the changed module from memory and runs the tests beside that module, those of its own file first, up to
 the first that fails; no file is changed. A mutant is killed when a test fails, when the tests cannot be imported, or
 when they use up their time: CPU seconds, so that a busy machine kills nobody, and a minute in which a test waits for
@@ -14,11 +15,11 @@ from __future__ import annotations
 
 import argparse
 import ast
+import hashlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
 import os
-import random
 import resource
 import signal
 import sys
@@ -90,8 +91,17 @@ def every_mutant() -> list[Mutant]:
 
 
 def sample(found: list[Mutant], *, seed: int, count: int) -> list[Mutant]:
-    """Draw `count` of the mutants; the same seed and source give the same."""
-    return random.Random(seed).sample(found, min(count, len(found)))
+    """Draw `count` of the mutants: those whose texts, with the seed, have the lowest digests.
+
+    What a mutant's digest is does not depend on the others, so that most of a sample outlives a change of the source.
+    """
+    alike: Counter[tuple[str, ...]] = Counter()
+    drawn = []
+    for mutant in found:
+        text = (mutant.file, mutant.scope, mutant.operator, mutant.before, mutant.after)
+        alike[text] += 1
+        drawn.append((hashlib.sha256(repr((seed, text, alike[text])).encode()).digest(), mutant))
+    return [mutant for _, mutant in sorted(drawn, key=lambda one: one[0])[:count]]
 
 
 def judgements() -> dict[tuple[str, str, str, str], str]:
@@ -109,6 +119,7 @@ def judgement(mutant: Mutant, known: dict[tuple[str, str, str, str], str]) -> st
 
 def _fork(mutant: Mutant | None, tests: Sequence[str]) -> int:
     """Start the tests with one change, or none; return the process."""
+    changed = mutant and _Changed(mutant, mutated(mutant, (ROOT / mutant.file).read_text("utf-8")))
     child = os.fork()
     if child:
         return child
@@ -118,9 +129,8 @@ def _fork(mutant: Mutant | None, tests: Sequence[str]) -> int:
         for stream in (0, 1, 2):
             os.dup2(nowhere, stream)
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S + 5))
-        if mutant is not None:
-            source = (ROOT / mutant.file).read_text("utf-8")
-            sys.meta_path.insert(0, _Changed(mutant, mutated(mutant, source)))
+        if changed:
+            sys.meta_path.insert(0, changed)
         os._exit(_pytest(tests))
     except BaseException:  # noqa: BLE001 - whatever a mutant raises, it must not come back here
         os._exit(FAILED)

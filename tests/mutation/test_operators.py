@@ -97,6 +97,13 @@ def test_a_sample_is_the_same_for_the_same_seed() -> None:
     assert len(set(sample(found, seed=3, count=len(found) + 1))) == len(found)
 
 
+def test_a_change_of_one_module_leaves_the_sample_of_the_others() -> None:
+    found = every_mutant()
+    before = sample(found, seed=1, count=400)
+    after = sample([one for one in found if one.file != "pipeline/pace/bucket.py"], seed=1, count=400)
+    assert [one for one in before if one.file != "pipeline/pace/bucket.py"] == after[: len(set(before) & set(after))]
+
+
 def test_every_judgement_is_of_a_mutant_that_there_is() -> None:
     there = {(one.file, one.scope, one.before, one.after) for one in every_mutant()}
     assert judgements().keys() <= there
