@@ -17,7 +17,17 @@ import pytest
 from pipeline.errors import DamageError, DefectError, StorageError
 from pipeline.model import Attempt, ErrorInfo, ErrorType, Outcome, RequestInfo, RowResult, Usage, WrittenFile
 from pipeline.store.folder import Layout, export_attempts
-from pipeline.store.journal import SCHEMA_VERSION, Journal, JournalReader, Part, Span, Totals
+from pipeline.store.journal import (
+    SCHEMA_VERSION,
+    BatchLine,
+    BatchRecord,
+    BatchStep,
+    Journal,
+    JournalReader,
+    Part,
+    Span,
+    Totals,
+)
 
 FAILED = ErrorInfo(type=ErrorType.BAD_REQUEST, code="content_filter", message="no", http_status=400)
 
@@ -464,8 +474,10 @@ async def test_attempts_are_read_and_forgotten_by_their_numbers(path: Path) -> N
             assert reader.attempt_bounds(limit=3) == (1, 3)
             assert reader.attempt_bounds(limit=9) == (1, 5)
             assert [number for number, _ in reader.attempts(after=1, limit=2)] == [2, 3]
-        await journal.drop_attempts(1, 3)
+        file = WrittenFile(name="_pipeline/attempts/a.parquet", bytes=3, sha256="aa")
+        await journal.drop_attempts(1, 3, file=file)
         with journal.reader() as reader:
+            assert list(reader.files()) == [file]
             assert reader.attempt_bounds(limit=3) == (4, 5)
             assert [number for number, _ in reader.attempts()] == [4, 5]
 
@@ -555,8 +567,164 @@ async def test_files_of_rows_are_known_once_the_row_is_committed(path: Path) -> 
         await journal.commit(replace(outcome(0), files=(before,)))
         with journal.reader() as reader:
             assert list(reader.files()) == [before, file]
+            assert reader.file_bytes() == 7
             assert reader.has_file(file.name)
             assert not reader.has_file("media/000000000002.mp3")
+
+
+@pytest.mark.anyio
+async def test_a_file_written_again_is_known_by_its_new_checksum(path: Path) -> None:
+    first, second = (WrittenFile(name=name, bytes=3, sha256="aa") for name in ("a", "b"))
+    async with opened(path) as journal:
+        with journal.reader() as reader:
+            assert (list(reader.files()), reader.file_bytes()) == ([], 0)
+        await journal.keep_files([first, second])
+        await journal.keep_files([replace(first, bytes=5, sha256="cc")])
+        with journal.reader() as reader:
+            assert list(reader.files()) == [replace(first, bytes=5, sha256="cc"), second]
+
+
+def batch(tag: str = "t", step: BatchStep = BatchStep.WRITTEN, **given: Any) -> BatchRecord:
+    return BatchRecord(
+        tag=tag, deployment="d", step=step, since=1.5, endpoint="/chat/completions", count=2, bytes=7, tokens=9, **given
+    )
+
+
+@pytest.mark.anyio
+async def test_a_batch_is_known_with_its_lines_from_step_to_step_until_it_is_dropped(path: Path) -> None:
+    lines = [BatchLine(tries=0, ordinals=(4, 5)), BatchLine(tries=2, ordinals=(1,))]
+    async with opened(path) as journal:
+        await journal.keep_batch(batch(), lines)
+        await journal.keep_batch(batch("other"), lines[1:])
+        for step in BatchStep:
+            kept = batch(step=step, file="f", batch="b", output="o", errors="e")
+            await journal.keep_batch(kept)
+            with journal.reader() as reader:
+                assert sorted(reader.batches(), key=lambda one: one.tag) == [batch("other"), kept]
+                assert all(isinstance(one.step, BatchStep) for one in reader.batches())
+                assert reader.batch_lines("t") == lines
+    async with opened(path) as journal:
+        await journal.drop_batch("t")
+        with journal.reader() as reader:
+            assert reader.batches() == [batch("other")]
+            assert reader.batch_lines("t") == []
+            assert reader.batch_lines("other") == lines[1:]
+
+
+@pytest.mark.anyio
+async def test_a_batch_that_is_there_is_not_written_over(path: Path) -> None:
+    async with opened(path) as journal:
+        await journal.keep_batch(batch(), [])
+        with pytest.raises(DefectError):
+            await journal.keep_batch(batch(), [])
+
+
+@pytest.mark.anyio
+async def test_tokens_that_went_through_the_batch_api_are_counted_twice_over(path: Path) -> None:
+    async with opened(path) as journal:
+        await journal.commit(outcome(0))
+        assert (journal.totals.batched_input_tokens, journal.totals.batched_output_tokens) == (0, 0)
+        for ordinal in (1, 2):
+            await journal.commit(replace(outcome(ordinal), batched=True))
+        assert (journal.totals.batched_input_tokens, journal.totals.batched_output_tokens) == (14, 6)
+        assert (journal.totals.input_tokens, journal.totals.output_tokens) == (21, 9)
+        rows = (replace(outcome(3).rows[0], usage=Usage()),)
+        await journal.commit(replace(outcome(3), rows=rows, batched=True))
+        assert (journal.totals.batched_input_tokens, journal.totals.batched_output_tokens) == (14, 6)
+
+
+@pytest.mark.anyio
+async def test_an_attempt_kept_for_a_pending_row_is_no_request(path: Path) -> None:
+    async with opened(path) as journal:
+        await journal.commit(replace(outcome(0), attempts=()))
+        await journal.keep_attempts((attempt(1), attempt(1)))
+        assert (journal.totals.requests, journal.totals.attempts) == (0, 2)
+
+
+@pytest.mark.anyio
+async def test_rows_done_are_counted_within_bounds(path: Path) -> None:
+    async with opened(path) as journal:
+        with journal.reader() as reader:
+            assert reader.counts() == (0, 0)
+            assert reader.totals() == Totals()
+        await journal.commit(outcome(1, 2, 5))
+        with journal.reader() as reader:
+            counted = [reader.count_done(*bounds) for bounds in ((0, 9), (2, 5), (2, 4), (3, 4))]
+    assert counted == [3, 2, 1, 0]
+
+
+@pytest.mark.anyio
+async def test_what_is_pending_and_the_largest_of_it_are_known_in_bytes(path: Path) -> None:
+    async with opened(path) as journal:
+        assert (journal.largest, journal.pending_bytes) == (0, 0)
+        for ordinal, size in enumerate((10, 30_000, 20)):
+            await journal.commit(outcome(ordinal, text="x" * size))
+        pending = journal.pending_bytes
+    assert 30_030 < pending < 31_000
+    async with opened(path) as journal:
+        assert journal.pending_bytes == pending
+        assert 30_000 < journal.largest < 30_500
+        await journal.keep_files([WrittenFile(name="media/1.mp3", bytes=70_000, sha256="aa")])
+    async with opened(path) as journal:
+        assert journal.largest == 70_000
+
+
+@pytest.mark.anyio
+async def test_pieces_of_an_earlier_invocation_go_with_their_row(path: Path) -> None:
+    async with opened(path) as journal:
+        await journal.keep_piece("0-600", outcome(7))
+    async with opened(path) as journal:
+        await journal.commit(outcome(7))
+        with journal.reader() as reader:
+            assert reader.pieces(7) == {}
+
+
+def move_away(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+
+
+def replace_by_another(path: Path) -> None:
+    move_away(path)
+    path.touch()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("harm", [move_away, replace_by_another])
+async def test_a_journal_that_is_not_where_it_was_is_an_error_of_the_disk(
+    path: Path, harm: Callable[[Path], None]
+) -> None:
+    async with opened(path) as journal:
+        journal.check_place()
+        harm(path)
+        with pytest.raises(StorageError, match=r"moved or deleted.*put the folder back"):
+            journal.check_place()
+        with pytest.raises(StorageError, match="moved or deleted"):
+            journal.reader()
+
+
+@pytest.mark.anyio
+async def test_parts_and_sealed_rows_are_read_in_the_order_of_the_input(path: Path) -> None:
+    async with opened(path) as journal:
+        for first in (4, 0, 2):
+            journal.post_span(Span(first=first, last=first + 1, start="s"))
+            await journal.commit(outcome(first, first + 1))
+            await journal.seal(replace(part(first, first + 1), sections='[[1, "aa"]]'), rest=None)
+        with journal.reader() as reader:
+            assert [(one.first, one.sections) for one in reader.parts()] == [(n, '[[1, "aa"]]') for n in (0, 2, 4)]
+
+
+@pytest.mark.anyio
+async def test_attempts_within_bounds_are_those_and_no_others(path: Path) -> None:
+    async with opened(path) as journal:
+        await journal.keep_attempts(tuple(attempt(n) for n in range(1, 8)))
+        with journal.reader() as reader:
+            chunks = [list(reader.attempt_chunks(*bounds)) for bounds in ((3, 5), (1, 7), (7, 7), (8, 9))]
+    assert [[one.ordinals[0] for chunk in found for one in chunk] for found in chunks] == [
+        [3, 4, 5],
+        [1, 2, 3, 4, 5, 6, 7],
+        [7],
+        [],
+    ]
 
 
 @pytest.mark.anyio
