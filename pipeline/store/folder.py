@@ -167,8 +167,6 @@ def hold_folder(root: Path, *, fresh: bool, now: datetime) -> Iterator[Layout]:
         forget_checksums(layout.private)
         yield layout
         try:
-            with storage(f"ending the run in {root}"):
-                remove_temporaries(layout.spool, suffix=SPOOL_SUFFIX)
             write_checksums(layout.private)
         except StorageError as error:
             if layout.private.is_dir() and not isinstance(error, DiskFullError):

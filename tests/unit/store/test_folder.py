@@ -127,6 +127,13 @@ def test_unfinished_files_and_spools_are_cleared_away_and_nothing_else(root: Pat
     assert all(path.exists() for path in kept)
 
 
+def test_cells_of_open_ranges_can_be_read_after_the_run_has_ended(root: Path) -> None:
+    with hold_folder(root, fresh=False, now=NOW) as layout:
+        spool = layout.spool / "000000000000.arrow"
+        spool.write_bytes(b"cells")
+    assert spool.read_bytes() == b"cells"
+
+
 def prepared(layout: Layout, *, parts: Iterable[tuple[int, int]], spans: Iterable[tuple[int, int]]) -> None:
     async def prepare() -> None:
         journal = Journal(layout.journal)
