@@ -19,7 +19,10 @@ _TEST = re.compile(r"^- `(tests/[^`]+::[^`]+)`$")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mutant:
-    """One line of the product, changed so that a guarantee is broken, and the tests that must fail for it."""
+    """One line of the product, changed so that a guarantee is broken, and the tests that must fail for it.
+
+    A test may name one of its parameters, where all of them would take long.
+    """
 
     guarantee: str
     breaks: str
@@ -29,6 +32,11 @@ class Mutant:
     tests: tuple[str, ...]
     environ: dict[str, str] = field(default_factory=dict)
     seconds: int = SECONDS
+
+    @property
+    def functions(self) -> frozenset[str]:
+        """The tests without their parameters, as the document names them."""
+        return frozenset(test.partition("[")[0] for test in self.tests)
 
     def apply(self, source: str) -> str:
         """Return the changed source. Raises ValueError where the old text does not stand there exactly once."""

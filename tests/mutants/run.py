@@ -52,7 +52,7 @@ def main() -> int:
 
 def _report(results: Sequence[tuple[Mutant, list[str], float]]) -> int:
     unnoticed = sum(bool(missed) for _, missed, _ in results)
-    tests = {test for mutant, _, _ in results for test in mutant.tests}
+    tests = {test for mutant, _, _ in results for test in mutant.functions}
     print(f"{len(results)} mutants, {len(tests)} tests: {unnoticed or 'none'} unnoticed")
     return 1 if unnoticed else 0
 
@@ -76,7 +76,7 @@ def _unchanged(copies: SimpleQueue[Path], tests: list[str], environ: Mapping[str
         outcomes = _outcomes(copy, tests, environ)
     finally:
         copies.put(copy)
-    return [test for test in tests if outcomes.get(test) != {"passed"}]
+    return [test for test in tests if outcomes.get(test.partition("[")[0]) != {"passed"}]
 
 
 def _tried(copies: SimpleQueue[Path], mutant: Mutant) -> tuple[Mutant, list[str], float]:
@@ -91,7 +91,7 @@ def _tried(copies: SimpleQueue[Path], mutant: Mutant) -> tuple[Mutant, list[str]
     finally:
         _write(path, source)
         copies.put(copy)
-    missed = [test for test in mutant.tests if "failed" not in outcomes.get(test, set())]
+    missed = [test for test in mutant.tests if "failed" not in outcomes.get(test.partition("[")[0], set())]
     took = time.monotonic() - began
     print(
         f"{mutant.guarantee:<4} {took:5.1f} s  {mutant.breaks}{': NOT NOTICED BY' if missed else ''}",

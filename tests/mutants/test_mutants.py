@@ -23,7 +23,7 @@ def test_a_guarantee_has_tests_that_exist_and_each_has_a_mutant(guarantee: str) 
         file, _, name = test.partition("::")
         assert name in names_of_tests(file), f"{guarantee} names a test that does not exist: {test}"
     assert len(linked) == len(set(linked))
-    caught = {test for mutant in mutants() if mutant.guarantee == guarantee for test in mutant.tests}
+    caught = {test for mutant in mutants() if mutant.guarantee == guarantee for test in mutant.functions}
     assert caught == set(linked), "the tests of the document, and those of tests/mutants/mutants.toml"
 
 
