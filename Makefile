@@ -66,8 +66,8 @@ chaos-report: $(READY) ## print the fault matrix of what make chaos last found: 
 guarantees: $(READY) ## break each guarantee by one line, in a copy, and see its tests fail: ONLY=G7 for one
 	@PYTHONPATH=tests $(BIN)/python -m mutants.run --only "$(ONLY)"
 
-mutation: $(READY) ## change pacing, classification and journal a little, many times: do their unit tests notice?
-	@PYTHONPATH=tests $(BIN)/python -m mutation.run --seed $(SEED) --count $(or $(COUNT),400)
+mutation: $(READY) ## change pacing, classification and journal a little, many times: do their unit tests notice? ONLY=retry
+	@PYTHONPATH=tests $(BIN)/python -m mutation.run --seed $(SEED) --count $(or $(COUNT),400) --only $(ONLY)
 
 bench: $(READY) ## measure the wire, and how much of a quota is used in nine scenarios (about a quarter of an hour)
 	@$(BIN)/python benchmarks/wire.py

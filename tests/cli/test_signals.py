@@ -11,16 +11,24 @@ import pytest
 
 from pipeline import load_job
 from pipeline.cli.simulation import simulated
+from pipeline.simulator.serve import SimulatorProcess
 from tests.cli.bench import Bench, Serve
 
 SLOW = {"latency": {"median_ms": 700, "sigma": 0}}
 STUCK = {"latency": {"median_ms": 600_000, "sigma": 0}, "poison": [{"contains": "poison", "status": 400}]}
 
 
+PATIENCE_S = 60
+"""Seconds for what ends by itself, on a machine that does much else."""
+GRACE_S = 25
+"""Seconds that calls in flight have where the job says nothing."""
+
+
 @pytest.fixture
 def slow(bench: Bench, served: Serve) -> Bench:
-    """Twelve rows, four at a time, of 0.7 seconds each."""
+    """A hundred rows, four at a time, of 0.7 seconds each: enough for the slowest of signals."""
     bench.environ["TEST_ENDPOINT"] = served(SLOW).url
+    bench.rows([f"question {number}?" for number in range(100)])
     return bench
 
 
@@ -47,29 +55,31 @@ def _wait_until_it_sends(bench: Bench, process: subprocess.Popen[str]) -> None:
             if bench.summary()["in_flight"]:
                 return
         except FileNotFoundError:
-            continue
+            pass
+        time.sleep(0.02)
     pytest.fail("the run ended before it sent anything")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_run_cleanly_and_the_same_command_continues(
-    slow: Bench, number: signal.Signals, code: int
+    slow: Bench, simulator: SimulatorProcess, number: signal.Signals, code: int
 ) -> None:
     process = slow.popen("run", "job.yaml", "--log-level", "debug")
     _wait_for(process, "attempt")
 
     process.send_signal(number)
-    stdout, _ = process.communicate(timeout=20)
+    stdout, _ = process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode == code
     assert stdout.startswith("interrupted: ")
     assert "run the same command again" in stdout
     summary = slow.summary()
     assert summary["state"] == "interrupted"
-    assert 4 <= summary["rows"]["ok"] < 12
+    assert 1 <= summary["rows"]["ok"] == summary["attempts"] < 100, "each call in flight is waited for and kept"
     assert summary["rows"]["failed"] == 0
+    slow.environ["TEST_ENDPOINT"] = simulator.url
     assert slow.call("run", "job.yaml").exit_code == 0
-    assert slow.summary()["rows"]["ok"] == slow.summary()["attempts"] == 12
+    assert slow.summary()["rows"]["ok"] == slow.summary()["attempts"] == 100
 
 
 def test_calls_in_flight_are_given_no_longer_than_the_grace(stuck: Bench) -> None:
@@ -78,25 +88,25 @@ def test_calls_in_flight_are_given_no_longer_than_the_grace(stuck: Bench) -> Non
     began = time.monotonic()
 
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
+    process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode == 130
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < GRACE_S
     assert stuck.summary()["rows"]["failed"] == 0
 
 
 def test_a_second_interrupt_leaves_at_once(stuck: Bench) -> None:
-    process = stuck.popen("run", "job.yaml")
+    process = stuck.popen("run", "job.yaml", "--set", "run.grace=10m")
     _wait_until_it_sends(stuck, process)
     process.send_signal(signal.SIGINT)
     _wait_for(process, "stopping")
     began = time.monotonic()
 
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
+    process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode == 130
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < GRACE_S
 
 
 def test_rows_that_wait_in_the_journal_are_read_like_those_in_parts(stuck: Bench) -> None:
@@ -105,7 +115,7 @@ def test_rows_that_wait_in_the_journal_are_read_like_those_in_parts(stuck: Bench
     _wait_for(process, "row_failed")
 
     process.send_signal(signal.SIGINT)
-    stdout, _ = process.communicate(timeout=20)
+    stdout, _ = process.communicate(timeout=PATIENCE_S)
 
     assert "1 finished and not yet in a part" in stdout
     assert "none readable yet" in stdout
@@ -127,7 +137,7 @@ def test_a_run_that_was_killed_is_called_interrupted(stuck: Bench) -> None:
     running = stuck.call("status", "job.yaml", "--json")
 
     process.kill()
-    process.communicate(timeout=20)
+    process.communicate(timeout=PATIENCE_S)
 
     assert json.loads(running.stdout)["state"] == "running"
     after = stuck.call("status", "job.yaml")
@@ -149,7 +159,7 @@ def test_a_second_run_of_a_folder_is_turned_away(stuck: Bench) -> None:
     second = stuck.call("run", "job.yaml")
     check = stuck.call("verify", "job.yaml")
     process.kill()
-    process.communicate(timeout=20)
+    process.communicate(timeout=PATIENCE_S)
 
     assert second.exit_code == check.exit_code == 75
     assert f"process {process.pid}" in second.stderr
@@ -162,17 +172,18 @@ def test_a_rehearsal_takes_its_simulator_with_it_when_it_is_killed(bench: Bench)
     assert ledger.exists()
 
     process.kill()
-    process.communicate(timeout=20)
+    process.communicate(timeout=PATIENCE_S)
 
     assert not _anybody_mentions(str(ledger))
 
 
 def _anybody_mentions(text: str) -> bool:
-    """Whether a process of this machine has the text on its command line five seconds from now, or until it has not."""
-    deadline = time.monotonic() + 5
+    """Whether a process of this machine keeps the text on its command line, however long it is given."""
+    deadline = time.monotonic() + PATIENCE_S
     while found := text in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout:
         if time.monotonic() > deadline:
             break
+        time.sleep(0.05)
     return found
 
 
@@ -193,6 +204,6 @@ def test_a_signal_before_the_run_begins_has_the_same_exit_code(stuck: Bench) -> 
         process = stuck.popen("run", fifo.name)
         with fifo.open("w"):  # it has opened the file, and reads
             process.send_signal(number)
-            _, stderr = process.communicate(timeout=20)
+            _, stderr = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == code
         assert "Traceback" not in stderr

@@ -30,6 +30,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
+from _pytest.config import default_plugins
 from mutation.operators import Mutant, mutants, mutated
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,7 +51,11 @@ WALL_S = 400
 """Seconds after which a mutant's process is ended, whatever it does."""
 PASSED, FAILED = 0, 1
 # Imported once, before the processes are forked; never the product itself, which each imports with its own change.
-PRELOADED = ("anyio", "hypothesis", "orjson", "ormsgpack", "pyarrow", "pydantic", "pytest", "pytest_timeout")
+PRELOADED = (
+    *("anyio.pytest_plugin", "anyio._backends._asyncio", "hypothesis", "orjson", "ormsgpack", "pyarrow.parquet"),
+    *("pydantic", "pygments.lexers", "pytest", "pytest_timeout", "sqlite3"),
+    *(f"_pytest.{name}" for name in default_plugins),
+)
 
 
 class _Changed(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -197,20 +202,21 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=400)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--only", default="", help="a part of the path of the modules to mutate")
+    parser.add_argument("--only", nargs="*", default=[], help="names of modules: their part of the sample alone")
     options = parser.parse_args()
     os.chdir(ROOT)
     for name in PRELOADED:
         importlib.import_module(name)
     tests = modules()
-    found = [mutant for mutant in every_mutant() if options.only in mutant.file]
-    _, status = os.waitpid(
-        _fork(None, [test for file in sorted({one.file for one in found}) for test in tests[file]]), 0
-    )
+    found = every_mutant()
+    chosen = sample(found, seed=options.seed, count=options.count)
+    if options.only:
+        chosen = [mutant for mutant in chosen if Path(mutant.file).stem in options.only]
+    files = sorted({mutant.file for mutant in chosen})
+    _, status = os.waitpid(_fork(None, [test for file in files for test in tests[file]]), 0)
     if status != 0:
         print("the tests fail without any mutant; mend them first")
         return FAILED
-    chosen = sample(found, seed=options.seed, count=options.count)
     print(f"{len(chosen)} of {len(found)} mutants, seed {options.seed}", flush=True)
     results = []
     for mutant, dead in killed(chosen, tests, workers=options.workers):

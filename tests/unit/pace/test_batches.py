@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pipeline.pace.batches import (
+    AZURE_LIMITS,
+    OPENAI_LIMITS,
     FileLimits,
     Filled,
     Room,
@@ -80,10 +82,32 @@ def test_waits_for_room_double_up_to_ten_minutes() -> None:
     assert waits == pytest.approx([5, 10, 20, 40, 80, 160, 320, 600, 600])
 
 
+@pytest.mark.parametrize(("chance", "factor"), [(0.0, 0.9), (1.0, 1.1)])
+def test_waits_and_looks_are_a_tenth_more_or_less_by_lot(chance: float, factor: float) -> None:
+    assert wait_for_room_s(3, random=lambda: chance) == pytest.approx(20 * factor)
+    assert look_after_s(1_200, least_s=60.0, random=lambda: chance) == pytest.approx(120 * factor)
+    assert look_after_s(86_400, least_s=60.0, random=lambda: chance) == pytest.approx(600 * factor)
+
+
+@pytest.mark.parametrize(
+    ("limits", "lines", "size", "inputs"),
+    [(AZURE_LIMITS, 100_000, 200_000_000, None), (OPENAI_LIMITS, 50_000, 200_000_000, 50_000)],
+)
+def test_a_file_holds_what_the_services_say(limits: FileLimits, lines: int, size: int, inputs: int | None) -> None:
+    assert limits == FileLimits(lines=lines, bytes=size, inputs=inputs, tokens=None)
+
+
+@pytest.mark.parametrize(("limit", "a_file"), [(0, 1), (1, 1), (2, 1), (3, 1), (9, 4)])
+def test_a_file_is_half_of_the_limit_and_never_nothing(limit: int, a_file: int) -> None:
+    assert Room(limit).a_file == a_file
+
+
 def test_the_time_to_come_back_goes_by_what_is_done() -> None:
     assert come_back_s(100, done=0, total=10) == 1_800
     assert come_back_s(3_600, done=5, total=10) == 3_600
     assert come_back_s(3_600, done=10, total=10) == 60
+    assert come_back_s(100, done=1, total=10) == 900
+    assert come_back_s(100, done=1, total=0) == 1_800
 
 
 @pytest.mark.parametrize(

@@ -81,3 +81,29 @@ def test_a_cost_above_the_limit_leaves_when_the_window_is_empty() -> None:
     assert window.ready_at(0.0, 50) == 0.0
     window.take(0.0, 1)
     assert window.ready_at(0.5, 50) == 1.0
+
+
+def test_a_window_frees_room_with_the_first_slices_that_are_enough() -> None:
+    window = Window(limit=10, span_s=10)
+    for at in (0.0, 1.0):
+        window.take(at, 5)
+    assert [window.ready_at(2.0, cost) for cost in (5, 6, 10)] == [10.0, 11.0, 11.0]
+
+
+def test_what_is_given_back_may_leave_again() -> None:
+    window, bucket = Window(limit=10, span_s=10), Bucket(rate=1, least=10, slack=0, now=0.0)
+    for measure in (window, bucket):
+        measure.take(0.0, 10)
+        assert measure.ready_at(0.0, 4) > 0
+        measure.take(0.0, -4)
+        assert measure.ready_at(0.0, 4) == 0
+
+
+def test_the_level_falls_to_what_is_left_and_rises_with_nothing_but_time() -> None:
+    bucket = Bucket(rate=10, least=100, slack=0, now=0.0)
+    bucket.at_most(0.0, 30)
+    bucket.at_most(0.0, 60)
+    assert bucket.level(0.0) == 30
+    assert bucket.level(2.0) == 50
+    bucket.change(rate=1, least=20, slack=5)
+    assert (bucket.level(2.0), bucket.rate) == (25, 1)

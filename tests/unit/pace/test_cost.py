@@ -55,11 +55,29 @@ def test_a_cost_below_the_estimate_is_learnt(factor: float) -> None:
     assert cost.factor == pytest.approx(factor, rel=0.01)
 
 
+@pytest.mark.parametrize("begin", [0.0, 86_400.0])
 @pytest.mark.parametrize("factor", [1.5, 4.0, 10.0])
-def test_a_cost_above_the_estimate_is_learnt_within_the_first_minute(factor: float) -> None:
+def test_a_cost_above_the_estimate_is_learnt_within_the_first_minute(factor: float, begin: float) -> None:
     cost = CostFactor()
-    feed(cost, lambda tokens: factor * tokens, seconds=60, per_second=0.95 * LIMIT / 500 / 60 / factor)
+    per_second = 0.95 * LIMIT / 500 / 60 / factor
+    feed(cost, lambda tokens: factor * tokens, seconds=60, begin=begin, per_second=per_second)
     assert cost.factor == pytest.approx(factor, rel=0.05)
+
+
+def test_the_factor_of_small_requests_is_exact() -> None:
+    cost = CostFactor()
+    for now in range(1, 101):
+        cost.sent(now, 1.0)
+        cost.learn(now, cost.mark(now), limit=LIMIT, remaining=LIMIT - min(now, 60) / 2)
+    assert cost.factor == pytest.approx(0.5, rel=1e-9)
+
+
+def test_more_left_than_there_is_in_a_minute_means_that_nothing_is_gone() -> None:
+    cost = CostFactor()
+    for now in range(1, 101):
+        cost.sent(now, 1.0)
+        cost.learn(now, cost.mark(now), limit=LIMIT, remaining=LIMIT + 1_000)
+    assert cost.factor == 0.02
 
 
 def test_a_cost_is_lowered_by_a_tenth_a_second_and_not_below_the_least() -> None:
@@ -116,6 +134,19 @@ def test_a_refusal_raises_the_factor_and_ends_the_lowering_for_a_while() -> None
     assert cost.factor < raised
 
 
+def test_the_factor_is_lowered_again_from_the_sixtieth_second_after_a_refusal_on() -> None:
+    cost = CostFactor()
+    for now in range(161):
+        cost.sent(now, 1.0)
+        if now == 100:
+            assert cost.factor == pytest.approx(0.5)
+            cost.refused(now)
+            raised = cost.factor
+        lowered = cost.learn(now, cost.mark(now), limit=LIMIT, remaining=LIMIT - min(now + 1, 60) / 2)
+        if now >= 100:
+            assert (cost.factor < raised, lowered) == (now >= 160, now == 160)
+
+
 def test_a_refusal_never_raises_the_factor_above_one_nor_lowers_one_that_is() -> None:
     cost = CostFactor()
     feed(cost, lambda tokens: 0.995 * tokens, seconds=90)
@@ -148,6 +179,17 @@ def test_what_was_not_sent_after_all_is_taken_back() -> None:
     for tokens in (100.0, 300.0, -300.0):
         cost.sent(1.0, tokens)
     assert cost.mark(2.0) == Mark(at=2.0, requests=1.0, tokens=100.0, minute=100.0)
+    for tokens in (1.0, -1.0, 0.0):
+        cost.sent(2.0, tokens)
+    assert cost.mark(2.0) == Mark(at=2.0, requests=2.0, tokens=100.0, minute=100.0)
+
+
+def test_a_cost_that_was_lowered_rises_again_as_far_as_the_estimate_at_once() -> None:
+    cost, per_second = CostFactor(), 0.7 * LIMIT / 500 / 60
+    feed(cost, lambda tokens: 0.3 * tokens, seconds=120, per_second=per_second)
+    assert cost.factor == pytest.approx(0.3, rel=0.01)
+    feed(cost, lambda tokens: 0.9 * tokens, seconds=90, begin=120, per_second=per_second)
+    assert cost.factor == pytest.approx(0.9, rel=0.02)
 
 
 @pytest.mark.parametrize("remaining", [0.0, LIMIT, 10 * LIMIT])

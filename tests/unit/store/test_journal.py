@@ -16,6 +16,7 @@ import pytest
 
 from pipeline.errors import DamageError, DefectError, StorageError
 from pipeline.model import Attempt, ErrorInfo, ErrorType, Outcome, RequestInfo, RowResult, Usage, WrittenFile
+from pipeline.store.ballast import Ballast
 from pipeline.store.folder import Layout, export_attempts
 from pipeline.store.journal import (
     SCHEMA_VERSION,
@@ -612,6 +613,19 @@ async def test_a_batch_is_known_with_its_lines_from_step_to_step_until_it_is_dro
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("step", ["written", "uploaded", "submitting", "submitted", "ended", "collected"])
+async def test_a_batch_of_an_earlier_version_is_read_at_its_step(path: Path, step: str) -> None:
+    async with opened(path) as journal:
+        await journal.keep_batch(batch(), [])
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE batch SET record = json_set(record, '$.step', ?)", (step,))
+    connection.commit()
+    connection.close()
+    with JournalReader(path) as reader:
+        assert [one.step.name for one in reader.batches()] == [step.upper()]
+
+
+@pytest.mark.anyio
 async def test_a_batch_that_is_there_is_not_written_over(path: Path) -> None:
     async with opened(path) as journal:
         await journal.keep_batch(batch(), [])
@@ -670,13 +684,17 @@ async def test_what_is_pending_and_the_largest_of_it_are_known_in_bytes(path: Pa
 
 
 @pytest.mark.anyio
-async def test_pieces_of_an_earlier_invocation_go_with_their_row(path: Path) -> None:
+async def test_pieces_of_this_and_of_an_earlier_invocation_go_with_their_rows(path: Path) -> None:
     async with opened(path) as journal:
         await journal.keep_piece("0-600", outcome(7))
-    async with opened(path) as journal:
+        await journal.keep_piece("0-600", outcome(8))
         await journal.commit(outcome(7))
         with journal.reader() as reader:
-            assert reader.pieces(7) == {}
+            assert (reader.pieces(7), list(reader.pieces(8))) == ({}, ["0-600"])
+    async with opened(path) as journal:
+        await journal.commit(outcome(8))
+        with journal.reader() as reader:
+            assert reader.pieces(8) == {}
 
 
 def move_away(path: Path) -> None:
@@ -686,6 +704,27 @@ def move_away(path: Path) -> None:
 def replace_by_another(path: Path) -> None:
     move_away(path)
     path.touch()
+
+
+class Measured(Ballast):
+    """Remembers the sizes that it was told of."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, workers=1)
+        self.sizes: list[int] = []
+
+    def seen(self, size: int) -> None:
+        self.sizes.append(size)
+
+
+@pytest.mark.anyio
+async def test_the_ballast_is_told_the_size_of_every_result_and_piece(path: Path, tmp_path: Path) -> None:
+    ballast = Measured(tmp_path / "ballast")
+    journal = Journal(path, ballast=ballast)
+    await journal.commit(outcome(0, text="x" * 3_000))
+    await journal.keep_piece("0-600", outcome(1, text="x" * 7_000))
+    await journal.close()
+    assert [round(size, -3) for size in ballast.sizes] == [3_000, 7_000]
 
 
 @pytest.mark.anyio
