@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import RefusedError
-from pipeline.lanes.breaker import LIMIT, LIMIT_LATER, Breaker, Suspicion
+from pipeline.lanes.breaker import Breaker, Suspicion
 from pipeline.model import ErrorInfo, ErrorType
+
+LIMIT, LIMIT_LATER = 20, 100
 
 
 def error(code: str = "invalid_request_error", param: str | None = None) -> ErrorInfo:

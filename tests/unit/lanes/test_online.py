@@ -394,6 +394,19 @@ async def test_a_stop_leaves_what_is_held_back_pending_and_keeps_its_attempts(be
     assert summary.attempts == len(bench.attempts()) == len(service.calls) > summary.rows.ok
 
 
+@pytest.mark.anyio
+async def test_refusals_that_look_like_everybodys_are_in_no_journal_until_they_are_settled(bench: Bench) -> None:
+    bench.texts(*map(str, range(150)))
+    service = Service(lambda _, calls: None if calls <= 10 else WIDE)
+    summary = await bench.run(service)
+    assert (summary.exit_code, summary.rows.ok, summary.rows.failed) == (3, 10, 0)
+    assert len(service.calls) == 10 + 100, "ninety-nine are held back, and the hundredth ends the run"
+    again = Service()
+    assert (await bench.run(again)).exit_code == 0
+    assert sorted(again.calls) == sorted([str(number)] for number in range(10, 150))
+    bench.assert_rows(range(150))
+
+
 @pytest.fixture
 def embeddings(tmp_path: Path) -> Bench:
     changes = {"run": {"workers": 1}, "request": {"input": "{{ text }}"}}

@@ -101,6 +101,15 @@ def test_what_others_use_is_no_cost_of_ours(others: float) -> None:
     assert cost.factor == pytest.approx(1.0, rel=0.1)
 
 
+def test_it_is_lowered_from_the_tenth_reply_on() -> None:
+    cost = CostFactor()
+    changes = []
+    for now in range(12):
+        cost.sent(now, 1000)
+        changes.append(cost.learn(now, cost.mark(now), limit=LIMIT, remaining=LIMIT))
+    assert changes == [False] * 9 + [True] * 3
+
+
 def test_a_few_replies_lower_nothing() -> None:
     cost = CostFactor()
     for now in range(REPLIES - 1):
@@ -190,6 +199,15 @@ def test_a_cost_that_was_lowered_rises_again_as_far_as_the_estimate_at_once() ->
     assert cost.factor == pytest.approx(0.3, rel=0.01)
     feed(cost, lambda tokens: 0.9 * tokens, seconds=90, begin=120, per_second=per_second)
     assert cost.factor == pytest.approx(0.9, rel=0.02)
+
+
+def test_replies_between_which_nothing_was_sent_raise_nothing() -> None:
+    cost = CostFactor()
+    cost.sent(0.0, 1_000)
+    mark = cost.mark(0.0)
+    for remaining in (LIMIT, LIMIT / 2, 0.0, 0.0):
+        assert not cost.learn(1.0, mark, limit=LIMIT, remaining=remaining)
+    assert cost.factor == 1.0
 
 
 @pytest.mark.parametrize("remaining", [0.0, LIMIT, 10 * LIMIT])

@@ -99,6 +99,14 @@ def test_a_back_off_is_longer_than_the_wait_that_was_in_vain(
     assert decide(verdict, history, RULES, random=lambda: chance) == Retry(after_s=expected_s)
 
 
+def test_faults_and_unusable_answers_count_apart_and_share_their_back_off() -> None:
+    history = History()
+    for verdict in (BadReply(error=ERROR), BadReply(error=ERROR), Transient(error=ERROR)):
+        history = history.after(verdict)
+    assert (history.transient, history.bad_replies, history.capacity, history.backoff) == (1, 2, 0, 3)
+    assert decide(Transient(error=ERROR), history, RULES, random=lambda: 1.0) == Retry(after_s=2.0)
+
+
 @pytest.mark.parametrize("max_attempts", [1, 2, 3, 8])
 def test_an_unusable_answer_fails_the_row_at_the_third(max_attempts: int) -> None:
     assert len(run(BadReply(error=ERROR), rules=RetryRules(max_attempts=max_attempts))) == min(3, max_attempts)

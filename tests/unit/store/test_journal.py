@@ -407,6 +407,15 @@ def test_there_is_nothing_to_read_where_nothing_was_written(path: Path) -> None:
     assert not path.exists()
 
 
+@pytest.mark.anyio
+async def test_a_reader_that_was_closed_reads_no_more(path: Path) -> None:
+    async with opened(path) as journal:
+        with journal.reader() as reader:
+            assert reader.parts() == []
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            reader._connection.execute("SELECT 1")
+
+
 def test_a_journal_that_a_crash_left_without_its_tables_is_none(path: Path) -> None:
     sqlite3.connect(path).close()
     path.touch()
@@ -773,8 +782,12 @@ async def test_a_journal_of_the_first_schema_is_taken_over(path: Path) -> None:
     connection = sqlite3.connect(path)
     for table in ("piece", "file"):
         connection.execute(f"DROP TABLE {table}")
+    connection.execute("ALTER TABLE part DROP COLUMN sections")
     connection.execute("PRAGMA user_version = 1")
     connection.close()
     async with opened(path) as journal:
         assert journal.totals.ok == 1
+        await journal.seal(part(0, 0), rest=None)
+        with journal.reader() as reader:
+            assert (reader.version, reader.parts()) == (4, [part(0, 0)])
         await journal.keep_piece("k", outcome(1))
