@@ -69,29 +69,6 @@ def saturate(
         service.judge(at, cost)
 
 
-@pytest.mark.parametrize("phase", range(4))
-@pytest.mark.parametrize("per_minute", [30, 60, 100, 300, 600, 3000, 6000, 30_000])
-def test_requests_bound_uses_the_quota_without_refusals(per_minute: int, phase: int) -> None:
-    admission = Admission(requests_per_minute=per_minute, tokens_per_minute=None)
-    per_slice = math.ceil(per_minute / 60)
-    service = Service(per_slice=per_slice, slice_s=1.0, tokens_per_minute=float("inf"), phase_s=phase / 4)
-    saturate(admission, service, costs=[100], seed=phase)
-    assert service.admitted >= 0.98 * per_minute * MINUTES
-    assert service.refused < 0.005 * service.admitted
-
-
-@pytest.mark.parametrize("costs", [[16], [500], [200, 900, 1500], [5000], [8000, 100, 3000]], ids=str)
-def test_tokens_bound_uses_the_quota_without_refusals(costs: list[float]) -> None:
-    per_minute = 50_000
-    admission = Admission(requests_per_minute=None, tokens_per_minute=per_minute)
-    service = Service(per_slice=float("inf"), slice_s=1.0, tokens_per_minute=per_minute, phase_s=0)
-    saturate(admission, service, costs=costs, seed=1)
-    assert service.refused < 0.005 * service.admitted
-    # What a minute holds of whole requests is what there is to use.
-    wasted = max(costs) - 1 if len(costs) > 1 else per_minute % costs[0]
-    assert service.tokens >= 0.98 * (per_minute - wasted) * MINUTES
-
-
 def test_a_cost_above_a_minutes_worth_leaves_when_the_minute_is_empty() -> None:
     admission = Admission(requests_per_minute=None, tokens_per_minute=600)
     admission.take(0.0, 10)
@@ -365,3 +342,59 @@ def test_a_limit_that_is_learnt_while_sharing_is_shared_too() -> None:
         at = max(at, admission.ready_at(at, 1))
         admission.take(at, 1)
     assert 8 < at < 10.5
+
+
+def test_the_wait_for_many_is_that_for_the_tighter_limit() -> None:
+    admission = Admission(requests_per_minute=60, tokens_per_minute=6_000)
+    assert [admission.queue_s(30, 1_000), admission.queue_s(1, 4_000)] == [30, 40]
+    assert Admission(requests_per_minute=None, tokens_per_minute=600).queue_s(1_000, 10) == 1
+    assert Admission(requests_per_minute=60, tokens_per_minute=None).queue_s(1, 10**6) == 1
+    assert Admission(requests_per_minute=None, tokens_per_minute=None).queue_s(1_000, 10**6) == 0
+
+
+def test_a_rate_that_was_cut_and_is_used_lets_more_leave_as_it_grows() -> None:
+    admission = Admission(requests_per_minute=600, tokens_per_minute=None)
+    admission.overloaded(0.0)
+    now, left = 0.0, 0
+    while now < 60:
+        now = admission.ready_at(now, 1)
+        admission.take(now, 1)
+        left += 1
+    assert 560 < left < 600
+
+
+def test_a_minute_that_was_hardly_used_says_little_of_the_limit_that_a_refusal_names() -> None:
+    admission = Admission(requests_per_minute=None, tokens_per_minute=60_000)
+    now = spend(admission, 0.0, 60.0, per_second=1.0)
+    refuse(admission, now, ThrottleKind.TOKENS, hint_s=30.0)
+    assert admission._tokens.paced == 48_000
+
+
+def test_the_use_of_the_smallest_limit_is_exact() -> None:
+    admission = Admission(requests_per_minute=1, tokens_per_minute=None)
+    admission.take(0.0, 1)
+    assert admission.used(60.0) == 1.0
+
+
+# What takes longest comes last: what is wrong shows before.
+@pytest.mark.parametrize("phase", range(4))
+@pytest.mark.parametrize("per_minute", [30, 60, 100, 300, 600, 3000, 6000, 30_000])
+def test_requests_bound_uses_the_quota_without_refusals(per_minute: int, phase: int) -> None:
+    admission = Admission(requests_per_minute=per_minute, tokens_per_minute=None)
+    per_slice = math.ceil(per_minute / 60)
+    service = Service(per_slice=per_slice, slice_s=1.0, tokens_per_minute=float("inf"), phase_s=phase / 4)
+    saturate(admission, service, costs=[100], seed=phase)
+    assert service.admitted >= 0.98 * per_minute * MINUTES
+    assert service.refused < 0.005 * service.admitted
+
+
+@pytest.mark.parametrize("costs", [[16], [500], [200, 900, 1500], [5000], [8000, 100, 3000]], ids=str)
+def test_tokens_bound_uses_the_quota_without_refusals(costs: list[float]) -> None:
+    per_minute = 50_000
+    admission = Admission(requests_per_minute=None, tokens_per_minute=per_minute)
+    service = Service(per_slice=float("inf"), slice_s=1.0, tokens_per_minute=per_minute, phase_s=0)
+    saturate(admission, service, costs=costs, seed=1)
+    assert service.refused < 0.005 * service.admitted
+    # What a minute holds of whole requests is what there is to use.
+    wasted = max(costs) - 1 if len(costs) > 1 else per_minute % costs[0]
+    assert service.tokens >= 0.98 * (per_minute - wasted) * MINUTES

@@ -7,18 +7,10 @@ from itertools import pairwise
 
 import pytest
 
-from pipeline.pace.rate import (
-    AT_ONCE,
-    BACK,
-    DOUBT_S,
-    HELD_COSTS,
-    HOLD_S,
-    HOPE_S,
-    LONGEST_HOLD_S,
-    RISEN,
-    Rate,
-)
+from pipeline.pace.rate import Rate
 
+AT_ONCE, BACK, RISEN, HELD_COSTS = 0.25, 0.99, 1.1, 100
+DOUBT_S, HOLD_S, HOPE_S, LONGEST_HOLD_S = 10.0, 15.0, 60.0, 300.0
 CUT, COOL_DOWN_S, GROWTH_PER_S, RAMP_FROM, RAMP_S = 0.8, 5.0, 0.01, 0.1, 10.0
 
 
@@ -205,6 +197,13 @@ def test_a_refusal_that_is_certain_or_asks_for_a_long_pause_is_no_chance() -> No
     assert cut(rate, use(rate, 0.0, DOUBT_S + 1), certain=True)
     rate = Rate(ceiling=6000)
     assert cut(rate, use(rate, 0.0, DOUBT_S + 1), cool_down_s=COOL_DOWN_S + 1)
+
+
+def test_after_a_pause_what_is_used_grows_again() -> None:
+    rate = Rate(ceiling=6000)
+    rate.ease(0.0)
+    use(rate, 100.0, 10.0)
+    assert (rate.per_minute or 0) > 5_000
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.7])

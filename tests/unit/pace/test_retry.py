@@ -99,6 +99,10 @@ def test_a_back_off_is_longer_than_the_wait_that_was_in_vain(
     assert decide(verdict, history, RULES, random=lambda: chance) == Retry(after_s=expected_s)
 
 
+def test_the_first_back_off_is_drawn_up_to_half_a_second() -> None:
+    assert decide(Transient(error=ERROR), History(), RULES, random=lambda: 1.0) == Retry(after_s=0.5)
+
+
 def test_faults_and_unusable_answers_count_apart_and_share_their_back_off() -> None:
     history = History()
     for verdict in (BadReply(error=ERROR), BadReply(error=ERROR), Transient(error=ERROR)):

@@ -326,7 +326,14 @@ def test_code_message_and_field_are_found_wherever_they_stand(
     ],
 )
 def test_what_is_no_json_is_read_as_text(body: bytes, message: str) -> None:
-    assert error_info(reply(400, body)).message == message
+    error = error_info(reply(400, body))
+    assert (error.message, error.param) == (message, None)
+
+
+@pytest.mark.parametrize("body", [b'{"error":"said"}', b'"said"', b"said", b"<p>said</p>"])
+def test_a_body_that_names_no_field_has_none(body: bytes) -> None:
+    error = error_info(reply(400, body))
+    assert (error.message, error.param) == ("said", None)
 
 
 def test_a_body_of_a_megabyte_is_parsed_and_a_longer_one_is_text() -> None:

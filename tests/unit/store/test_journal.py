@@ -529,6 +529,26 @@ async def test_every_field_of_an_outcome_and_its_attempts_comes_back(path: Path)
             assert reader.problems() == []
 
 
+class CountingReader(JournalReader):
+    """Counts how often a payload is read."""
+
+    reads = 0
+
+    def _payload(self, identity: int) -> tuple[Outcome, int]:
+        self.reads += 1
+        return super()._payload(identity)
+
+
+@pytest.mark.anyio
+async def test_the_payload_of_many_rows_is_read_once(path: Path) -> None:
+    async with opened(path) as journal:
+        await journal.commit(outcome(0, 2, 4, 5))
+        await journal.commit(outcome(1, 3))
+    with CountingReader(path) as reader:
+        assert [row.ordinal for row, _ in reader.results(0, 5)] == [0, 1, 2, 3, 4, 5]
+        assert reader.reads == 2
+
+
 @pytest.mark.anyio
 async def test_a_payload_that_cannot_be_read_is_found(path: Path) -> None:
     async with opened(path) as journal:
