@@ -370,6 +370,21 @@ def test_a_minute_that_was_hardly_used_says_little_of_the_limit_that_a_refusal_n
     assert admission._tokens.paced == 48_000
 
 
+def test_what_is_provisioned_is_learnt_from_all_that_passed_since_the_first_request() -> None:
+    admission = Admission(requests_per_minute=None, tokens_per_minute=None)
+    now = spend(admission, 0.0, 30.0)
+    for _ in range(10):
+        refuse(admission, now, ThrottleKind.UTILIZATION, hint_s=None)
+    assert admission.tokens_per_minute == pytest.approx(0.99 * (30_000 - 1_000) * 2)
+
+
+def test_after_an_overload_the_next_leaves_later_at_once() -> None:
+    admission = Admission(requests_per_minute=600, tokens_per_minute=None)
+    admission.overloaded(0.0)
+    admission.take(0.0, 1)
+    assert admission.ready_at(0.0, 1) == pytest.approx(60 / 480 - 0.05), "fifty milliseconds are saved up"
+
+
 def test_the_use_of_the_smallest_limit_is_exact() -> None:
     admission = Admission(requests_per_minute=1, tokens_per_minute=None)
     admission.take(0.0, 1)
