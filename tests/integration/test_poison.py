@@ -72,6 +72,7 @@ def run(folder: Path, operation: str) -> tuple[Summary, pa.Table, int]:
     return summary, pq.read_table(folder / "out"), calls
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("operation", ["chat", "embeddings"])
 def test_exactly_the_poisoned_rows_fail(tmp_path: Path, operation: str) -> None:
     summary, table, calls = run(tmp_path, operation)

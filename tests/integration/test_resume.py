@@ -14,6 +14,7 @@ import anyio
 import anyio.lowlevel
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -190,7 +191,7 @@ async def invoke(root: Path, texts: Sequence[str | None], one: Invocation) -> No
     journal = Journal(layout.journal)
     send, receive = anyio.create_memory_object_stream[Span](math.inf)
     try:
-        with IdTable(layout.ids) as ids, anyio.fail_after(30), anyio.CancelScope() as scope, send, receive:
+        with IdTable(layout.ids) as ids, anyio.fail_after(100), anyio.CancelScope() as scope, send, receive:
             plan = Plan(
                 source=source,
                 operation=Echo(limits=PackLimits(items=one.pack)),
@@ -275,6 +276,7 @@ INVOCATION = st.builds(
 )
 
 
+@pytest.mark.timeout(600)
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(
     texts=st.lists(st.sampled_from(["a", "bc", "x", None, "größe"]), max_size=40),

@@ -23,6 +23,8 @@ from queue import SimpleQueue
 from mutants.mutants import ROOT, SECONDS, Mutant, mutants
 
 SECONDS_A_MUTANT = 600
+PATIENCE_S = 3600
+"""How long all tests may take without a mutant, and each of them: there nothing hangs, but the machine may be busy."""
 PLUGINS = ("anyio", "pytest_timeout", "mutants.outcomes")
 """All that the tests need; to load every plugin there is takes longer than most of them."""
 LEFT_OUT = (".git", ".venv", "out", "dist", "__pycache__", ".*_cache", ".hypothesis")
@@ -73,7 +75,7 @@ def _all(chosen: Sequence[Mutant], shares: int) -> list[tuple[list[str], Mapping
 def _unchanged(copies: SimpleQueue[Path], tests: list[str], environ: Mapping[str, str]) -> list[str]:
     copy = copies.get()
     try:
-        outcomes = _outcomes(copy, tests, environ)
+        outcomes = _outcomes(copy, tests, environ, seconds=PATIENCE_S, all_s=PATIENCE_S)
     finally:
         copies.put(copy)
     return [test for test in tests if outcomes.get(test.partition("[")[0]) != {"passed"}]
@@ -114,7 +116,12 @@ def _copy(target: Path) -> Path:
 
 
 def _outcomes(
-    copy: Path, tests: Iterable[str], environ: Mapping[str, str], *, seconds: int = SECONDS
+    copy: Path,
+    tests: Iterable[str],
+    environ: Mapping[str, str],
+    *,
+    seconds: int = SECONDS,
+    all_s: int = SECONDS_A_MUTANT,
 ) -> dict[str, set[str]]:
     """Run tests in a copy; return how each ended, over all its parameters. Skipped ones have no outcome."""
     told = copy / "outcomes.jsonl"
@@ -137,13 +144,13 @@ def _outcomes(
             command,
             cwd=copy,
             env=changed,
-            timeout=SECONDS_A_MUTANT,
+            timeout=all_s,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        print(f"the tests did not end in {SECONDS_A_MUTANT} s: {' '.join(tests)}")
+        print(f"the tests did not end in {all_s} s: {' '.join(tests)}")
     found: dict[str, set[str]] = {}
     for node, phase, outcome in map(json.loads, told.read_text().splitlines() if told.exists() else []):
         if phase == "call" and outcome != "skipped":
