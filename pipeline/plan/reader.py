@@ -12,6 +12,7 @@ from pipeline.model import BadRow, ErrorInfo, ErrorType, Item, Row, RowResult
 from pipeline.plan.ranges import PlanRules, carried_schema, columns_read, continue_at, decode_position, encode_position
 from pipeline.plan.work import Packer, Settled, Task, Work
 from pipeline.sources.digest import RangeDigest
+from pipeline.store.files import storage
 from pipeline.store.journal import Span
 from pipeline.store.spool import SpoolWriter, spool_path
 
@@ -280,6 +281,8 @@ class Reader:
         self._open_spans.clear()
         ended = Step(ended=True, rows_total=end.ordinal)
         if end.ordinal == span.first:
+            with storage("removing the spool of a range without rows"):
+                spool_path(self._layout.spool, span.first).unlink(missing_ok=True)
             return ended
         span = replace(span, last=end.ordinal - 1, finish=encode_position(end))
         self._journal.post_span(span)

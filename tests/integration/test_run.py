@@ -34,6 +34,14 @@ def texts_asked(service: Service) -> list[str]:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("rows", [1, 9, 10, 20])
+async def test_a_finished_run_leaves_no_spool_wherever_its_input_ends(bench: Bench, rows: int) -> None:
+    bench.texts(*map(str, range(rows)))
+    assert (await bench.run(Service())).exit_code == 0
+    assert list(bench.layout.spool.iterdir()) == []
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("operation", ["embeddings", "chat"])
 async def test_a_run_leaves_every_row_in_parts_and_says_so(bench: Bench, operation: str) -> None:
     bench.operation = operation

@@ -537,6 +537,7 @@ async def test_calls_in_flight_beyond_the_grace_are_abandoned_and_their_rows_pen
         summary = await bench.run(Service(latency_s=60))
     assert summary.exit_code == 4
     assert (summary.rows.ok, summary.rows.failed) == (0, 0)
+    bench.changes["run"] = {"workers": 2}
     assert (await bench.run(Service())).rows.ok == 3
 
 
@@ -549,6 +550,7 @@ async def test_a_run_that_waits_for_the_window_stops_too(bench: Bench) -> None:
     with anyio.fail_after(30):
         summary = await bench.run(Service(latency_s=60))
     assert summary.exit_code == 4
+    bench.changes["run"] = {"workers": 3, "window": "1B"}
     assert (await bench.run(Service())).rows.ok == 3
     bench.assert_rows(range(3))
 
