@@ -62,3 +62,12 @@ def test_full_jitter_spreads_over_the_whole_pause() -> None:
     assert 0.45 < sum(waits) / 1000 < 0.55
     assert min(waits) < 0.05
     assert max(waits) > 0.95
+
+
+def test_refusals_that_lengthen_no_pause_make_no_pause_forgotten() -> None:
+    gate = Gate()
+    gate.pause(0.0, 10.0, sent_at=0.0, random=lambda: 0.0)
+    for _ in range(100):
+        gate.pause(1.0, 1.0, sent_at=0.5, random=lambda: 0.0)
+    assert gate.closed_s(10.0, 10.0) == 10.0
+    assert [gate.closed_s(now, 10.0) for now in (5.0, 15.0, 30.0)] == [5.0, 5.0, 0.0]
