@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from types import TracebackType
 
 import anyio
 
@@ -50,27 +50,38 @@ class Stop:
         for scope in self._sends:
             scope.cancel()
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
+    def waiting(self) -> AbstractContextManager[None, None]:
         """Wrap a wait in it; raises Stopped instead of waiting on."""
-        with self._within(self._waits):
-            yield
+        return _Within(self, self._waits)
 
-    @contextmanager
-    def sending(self) -> Iterator[None]:
+    def sending(self) -> AbstractContextManager[None, None]:
         """Wrap a call in it; raises Stopped when the call is abandoned."""
-        with self._within(self._sends):
-            yield
+        return _Within(self, self._sends)
 
-    @contextmanager
-    def _within(self, scopes: set[anyio.CancelScope]) -> Iterator[None]:
-        if self.cause is not None:
+
+class _Within:
+    """A scope that is cancelled with the others of its set; a class, because a generator costs as much again."""
+
+    __slots__ = ("_scope", "_scopes", "_stop")
+
+    def __init__(self, stop: Stop, scopes: set[anyio.CancelScope]) -> None:
+        self._stop = stop
+        self._scopes = scopes
+
+    def __enter__(self) -> None:
+        """Begin. Raises Stopped where the run stops already."""
+        if self._stop.cause is not None:
             raise Stopped
-        with anyio.CancelScope() as scope:
-            scopes.add(scope)
-            try:
-                yield
-            finally:
-                scopes.discard(scope)
+        self._scope = anyio.CancelScope()
+        self._scope.__enter__()
+        self._scopes.add(self._scope)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """End. Raises Stopped where it was cancelled."""
+        scope = self._scope
+        self._scopes.discard(scope)
+        scope.__exit__(kind, error, traceback)
         if scope.cancelled_caught:
             raise Stopped
