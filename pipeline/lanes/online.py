@@ -223,8 +223,10 @@ class OnlineLane:
         if self._released:
             await self._go_on(self._released.popleft())
             return True
-        with self._stop.waiting():
-            work = await self._plan.next()
+        work = self._plan.next_ready()
+        if work is None:
+            with self._stop.waiting():
+                work = await self._plan.next()
         self._pulse.beat()
         match work:
             case None:

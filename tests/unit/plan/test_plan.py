@@ -581,13 +581,27 @@ async def test_a_full_window_does_not_wait_for_a_sealer_that_waits_for_rows(tmp_
         async with planned(tmp_path, source, rules(window_bytes=1)) as bench, anyio.create_task_group() as workers:
 
             async def work() -> None:
-                while (one := await bench.plan.next()) is not None:
+                while (one := bench.plan.next_ready() or await bench.plan.next()) is not None:
                     await bench.finish(one)
                     seen.extend(ordinals([one]))
 
             for _ in range(4):
                 workers.start_soon(work)
     assert sorted(seen) == list(range(40))
+
+
+@pytest.mark.anyio
+async def test_what_is_ready_is_handed_out_at_once_and_in_its_turn(tmp_path: Path) -> None:
+    source = Texts(["x"] * 10, batch=5)
+    async with planned(tmp_path, source) as bench:
+        assert bench.plan.next_ready() is None
+        for first in (0, 5):
+            begun = await bench.plan.next()
+            assert begun is not None
+            at_once = [work for _ in range(4) if (work := bench.plan.next_ready()) is not None]
+            assert ordinals([begun, *at_once]) == list(range(first, first + 5))
+            assert bench.plan.next_ready() is None
+        assert await bench.plan.next() is None
 
 
 @pytest.mark.anyio
@@ -603,7 +617,7 @@ async def test_no_window_is_too_small_for_any_number_of_workers(tmp_path: Path, 
             left = count(1)
 
             async def work() -> None:
-                while (one := await bench.plan.next()) is not None:
+                while (one := bench.plan.next_ready() or await bench.plan.next()) is not None:
                     await bench.finish(one)
                     seen.extend(ordinals([one]))
                 if next(left) == workers:
