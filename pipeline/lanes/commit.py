@@ -44,7 +44,7 @@ class Commits:
         with anyio.CancelScope(shield=True):
             try:
                 files, rows = await self._written(outcome.rows)
-                await self._journal.commit(replace(outcome, rows=rows, files=files))
+                await self._journal.commit(replace(outcome, rows=rows, files=files) if files else outcome)
             except PipelineError:
                 self.unwritten += sum(row.ok for row in outcome.rows)
                 raise

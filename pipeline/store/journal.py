@@ -304,8 +304,8 @@ class Journal:
             raise self._failure
         done: asyncio.Future[None] = self._loop.create_future()
         self._queue.put(_Change(apply, done))
-        # A cancelled waiter must not abandon a change that will be committed all the same.
-        await asyncio.shield(done)
+        # A waiter that is cancelled cancels nothing but this: the change is committed all the same.
+        await done
 
     def _write(self) -> None:
         """The writer thread: whatever is queued becomes one transaction."""
