@@ -5,15 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Any
 
 import orjson
-import structlog
 
 from pipeline.errors import DiskFullError, StorageError
 
@@ -28,6 +26,9 @@ class Level(IntEnum):
     INFO = 20
     WARNING = 30
     ERROR = 40
+
+
+_NAMES = {level: level.name.lower() for level in Level}
 
 
 class Event(StrEnum):
@@ -77,53 +78,28 @@ class EventLog:
         self._sink = _RotatingFile(path) if path is not None else None
         self._listener = listener
         self._wall = wall
-        self._logger = structlog.wrap_logger(
-            self._sink or _Nowhere(),
-            processors=[self._stamp, self._hear, _render],
-            wrapper_class=_Bound,
-            cache_logger_on_first_use=True,
-        ).bind()
 
     def emit(self, event: Event, level: Level = Level.INFO, **fields: Any) -> None:
         """Say one thing. Raises StorageError the first time that the disk refuses."""
-        self._logger.say(event.value, level=level.name.lower(), **fields)
+        said = {"level": _NAMES[level], **fields, "event": event.value}
+        said["at"] = datetime.fromtimestamp(self._wall(), UTC)
+        if self._listener is not None:
+            self._listener(said)
+        if self._sink is not None:
+            self._sink.write(_render(said))
 
     def close(self) -> None:
         """Give the file back."""
         if self._sink is not None:
             self._sink.close()
 
-    def _stamp(self, _: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        event["at"] = datetime.fromtimestamp(self._wall(), UTC)
-        return event
 
-    def _hear(self, _: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        if self._listener is not None:
-            self._listener(event)
-        return event
-
-
-def _render(_: Any, __: str, event: MutableMapping[str, Any]) -> bytes:
+def _render(event: Mapping[str, Any]) -> bytes:
     """One JSON line; control characters in values are escaped by JSON itself."""
     try:
         return orjson.dumps(event, default=str, option=orjson.OPT_APPEND_NEWLINE)
     except orjson.JSONEncodeError:  # half a surrogate pair, such as Python makes of a file name that is not UTF-8
         return json.dumps(event, default=str).encode() + b"\n"
-
-
-class _Bound(structlog.BoundLoggerBase):
-    """The one method that events go through."""
-
-    def say(self, event: str, **fields: Any) -> None:
-        """Process the event and write it."""
-        self._proxy_to_logger("write", event, **fields)
-
-
-class _Nowhere:
-    """A sink for runs without a log file."""
-
-    def write(self, line: bytes) -> None:
-        """Drop it."""
 
 
 class _RotatingFile:
@@ -132,29 +108,29 @@ class _RotatingFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._failed = False
-        with self._storage():
+        try:
             self._open()
+        except OSError as error:
+            raise self._failure(error) from error
 
     def write(self, line: bytes) -> None:
         """Append one whole line. Raises StorageError the first time that the disk refuses, then drops what comes."""
         if self._failed:
             return
-        with self._storage():
+        try:
             self._append(line)
             if self._bytes >= ROTATE_BYTES:
                 self._rotate()
-
-    @contextmanager
-    def _storage(self) -> Iterator[None]:
-        try:
-            yield
         except OSError as error:
-            self._failed = True
-            kind = DiskFullError if error.errno in {errno.ENOSPC, errno.EDQUOT} else StorageError
-            raise kind(
-                f"writing {self._path}: {error.strerror or type(error).__name__}; free some space or check the disk, "
-                "then run the same command again: what was committed is safe"
-            ) from error
+            raise self._failure(error) from error
+
+    def _failure(self, error: OSError) -> StorageError:
+        self._failed = True
+        kind = DiskFullError if error.errno in {errno.ENOSPC, errno.EDQUOT} else StorageError
+        return kind(
+            f"writing {self._path}: {error.strerror or type(error).__name__}; free some space or check the disk, "
+            "then run the same command again: what was committed is safe"
+        )
 
     def _append(self, line: bytes) -> None:
         left = line
