@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     import pyreqwest.client
     import pyreqwest.http
-    from pyreqwest.response import ResponseBodyReader
+    from pyreqwest.request import RequestBuilder, StreamRequest
+    from pyreqwest.response import Response, ResponseBodyReader
 
 Transport: TypeAlias = httpx.AsyncBaseTransport
 """What a wire sends over: any httpx transport."""
@@ -112,14 +113,15 @@ class Wire:
     TLS is always verified, redirects are never followed, and nothing that it says holds a URL, a header or a body.
     """
 
-    __slots__ = ("_clock", "_keeps_deadline", "_owned", "_transport")
+    __slots__ = ("_clock", "_own", "_owned", "_transport")
 
     def __init__(self, transport: Transport, *, clock: Clock, owned: bool = True) -> None:
         self._transport = transport
         self._clock = clock
         self._owned = owned
-        # A cancel scope costs as much as a third of the whole attempt; who ends attempts by himself needs none.
-        self._keeps_deadline = isinstance(transport, PyreqwestTransport)
+        # A cancel scope costs as much as a third of the whole attempt; who ends attempts by himself needs none. Nor
+        # need httpx's requests and replies be built for him, which cost as much again as the sending.
+        self._own = transport if isinstance(transport, PyreqwestTransport) else None
 
     async def send(
         self, url: str, headers: Mapping[str, str], body: bytes, *, timeout_s: float, stream: bool = False
@@ -131,6 +133,9 @@ class Wire:
         parsed, host = _url(url)
         began = self._clock.now()
         arrivals = _Arrivals(self._clock, began) if stream else None
+        if self._own is not None:
+            sending = self._post(self._own, str(parsed), headers, body, began, arrivals, timeout_s)
+            return await self._attempt(sending, began, timeout_s)
         extensions = {DEADLINE: timeout_s, "timeout": _timeouts(timeout_s)}
         request = httpx.Request(
             "POST",
@@ -139,7 +144,7 @@ class Wire:
             stream=Whole(body),
             extensions=extensions if arrivals is None else {**extensions, ARRIVED: arrivals.note},
         )
-        return await self._attempt(request, began, arrivals, timeout_s)
+        return await self._attempt(self._exchange(request, began, arrivals), began, timeout_s)
 
     async def get(
         self, url: str, headers: Mapping[str, str], *, address: str | None, timeout_s: float
@@ -155,7 +160,8 @@ class Wire:
             extensions["sni_hostname"] = parsed.host
             parsed = parsed.copy_with(host=address)
         request = httpx.Request("GET", parsed, headers=[("host", host), *headers.items()], extensions=extensions)
-        return await self._attempt(request, self._clock.now(), None, timeout_s)
+        began = self._clock.now()
+        return await self._attempt(self._exchange(request, began, None), began, timeout_s)
 
     async def transfer(
         self,
@@ -180,18 +186,18 @@ class Wire:
         request = httpx.Request(
             method, parsed, headers=[("host", host), *headers.items(), *framing], stream=body, extensions=extensions
         )
-        return await self._attempt(request, self._clock.now(), None, timeout_s)
+        began = self._clock.now()
+        return await self._attempt(self._exchange(request, began, None), began, timeout_s)
 
-    async def _attempt(
-        self, request: httpx.Request, began: float, arrivals: _Arrivals | None, timeout_s: float
-    ) -> Reply | NoReply:
+    async def _attempt(self, sending: Awaitable[Reply], began: float, timeout_s: float) -> Reply | NoReply:
+        """See a sending to its end, and make of its failure what people can read."""
         words = ""
         try:
-            if self._keeps_deadline:
-                reply = await self._exchange(request, began, arrivals)
+            if self._own is not None:
+                reply = await sending
             else:
                 with anyio.fail_after(timeout_s + BACKSTOP_S):
-                    reply = await self._exchange(request, began, arrivals)
+                    reply = await sending
         except ReplyTooLargeError:
             kind = NoReplyKind.TOO_LARGE
         except Exception as error:
@@ -211,13 +217,45 @@ class Wire:
             content = await _read(response, arrivals, request.extensions.get(SINK))
         finally:
             await response.aclose()
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers.raw}
+        version: bytes = response.extensions.get("http_version", b"HTTP/1.1")
+        return self._reply(response.status_code, headers, version.decode("ascii"), content, began, arrivals)
+
+    async def _post(
+        self,
+        transport: PyreqwestTransport,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        began: float,
+        arrivals: _Arrivals | None,
+        timeout_s: float,
+    ) -> Reply:
+        """What `_exchange` does, for the transport that needs none of httpx's types."""
+        status, raw, version, content = await transport.post(
+            url, headers, body, timeout_s=timeout_s, arrived=None if arrivals is None else arrivals.note
+        )
+        lowered = dict(raw)  # names come in lower case
+        if "content-encoding" in lowered:  # one that nobody asked for
+            content = await _read(httpx.Response(status, headers=raw, stream=Whole(content)), None, None)
+        return self._reply(status, lowered, version, content, began, arrivals)
+
+    def _reply(
+        self,
+        status: int,
+        headers: dict[str, str],
+        version: str,
+        body: bytes,
+        began: float,
+        arrivals: _Arrivals | None,
+    ) -> Reply:
         return Reply(
-            status=response.status_code,
-            headers=_lowered(response),
-            body=content,
+            status=status,
+            headers=headers,
+            body=body,
             latency_ms=(self._clock.now() - began) * 1000,
             arrivals=() if arrivals is None else tuple(arrivals.noted),
-            framed=_is_framed(response),
+            framed=_is_framed(version, headers),
         )
 
     async def aclose(self) -> None:
@@ -322,30 +360,35 @@ class PyreqwestTransport(httpx.AsyncBaseTransport):
                 request.stream.content if isinstance(request.stream, Whole) else await request.aread()
             )
         if DEADLINE in request.extensions:
-            sending = sending.timeout(timedelta(seconds=request.extensions[DEADLINE]))
+            sending = sending.timeout(_span(request.extensions[DEADLINE]))
         arrived: Callable[[int], None] | None = request.extensions.get(ARRIVED)
-        if arrived is not None:
-            # Its default waits for 64 kB or the end before the first bytes are handed on.
-            sending = sending.streamed_read_buffer_limit(1)
-        async with sending.build_streamed() as reply:
+        async with _streamed(sending, arrived) as reply:
             sink: Callable[[bytes], None] | None = request.extensions.get(SINK)
-            chunks = _chunks(reply.body_reader)
-            if (unpacker := _unpacker(reply.headers)) is not None:
-                chunks = _unpacked(chunks, unpacker)
             if sink is not None and reply.status < _REDIRECTED:
-                async for chunk in chunks:
+                async for chunk in _chunks(reply.body_reader, _unpacker(reply.headers)):
                     sink(chunk)
                 return httpx.Response(reply.status, headers=_readable(reply.headers), stream=Whole(b""))
-            _refuse_long(reply.headers.get("content-length"))
-            if arrived is None and unpacker is None:
-                content = await reply.body_reader.read(REPLY_CAP_BYTES + 1)
-                # Refused here, since a copy of what nobody reads would be as large.
-                _refuse_large(0 if content is None else len(content))
-                stream = Whole(b"" if content is None else bytes(content))
-            else:
-                stream = Whole(await _read_chunks(chunks, arrived))
+            stream = Whole(await _read_whole(reply, arrived))
             version = {"http_version": reply.version.encode()}
             return httpx.Response(reply.status, headers=_readable(reply.headers), stream=stream, extensions=version)
+
+    async def post(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        *,
+        timeout_s: float,
+        arrived: Callable[[int], None] | None = None,
+    ) -> tuple[int, list[tuple[str, str]], str, bytes]:
+        """Send, and return status, headers (names in lower case), HTTP version and the whole body of the reply.
+
+        The same as a request of httpx's without building one. Raises ReplyTooLargeError where it passes the cap.
+        """
+        sending = self._client.post(url).headers(headers).body_bytes(body).timeout(_span(timeout_s))
+        async with _streamed(sending, arrived) as reply:
+            content = await _read_whole(reply, arrived)
+            return reply.status, _readable(reply.headers), reply.version, content
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -549,7 +592,35 @@ def _words(error: BaseException) -> str:
     return " ".join(said).lower()
 
 
-async def _chunks(reader: ResponseBodyReader) -> AsyncIterator[bytes]:
+def _streamed(sending: RequestBuilder, arrived: Callable[[int], None] | None) -> StreamRequest:
+    """The request as one whose reply is read as it comes; where somebody is told of its bytes, as soon as they come."""
+    if arrived is not None:
+        # Its default waits for 64 kB or the end before the first bytes are handed on.
+        sending = sending.streamed_read_buffer_limit(1)
+    return sending.build_streamed()
+
+
+async def _read_whole(reply: Response, arrived: Callable[[int], None] | None) -> bytes:
+    """Read a body to its end. Raises ReplyTooLargeError where it passes the cap."""
+    _refuse_long(reply.headers.get("content-length"))
+    unpacker = _unpacker(reply.headers)
+    if arrived is not None or unpacker is not None:
+        return await _read_chunks(_chunks(reply.body_reader, unpacker), arrived)
+    content = await reply.body_reader.read(REPLY_CAP_BYTES + 1)
+    if content is None:
+        return b""
+    # Refused before it is copied, since a copy of what nobody reads would be as large.
+    _refuse_large(len(content))
+    return bytes(content)
+
+
+def _chunks(reader: ResponseBodyReader, unpacker: _Unpacker | None) -> AsyncIterator[bytes]:
+    """A body as it comes, decompressed where there is an unpacker."""
+    chunks = _raw_chunks(reader)
+    return chunks if unpacker is None else _unpacked(chunks, unpacker)
+
+
+async def _raw_chunks(reader: ResponseBodyReader) -> AsyncIterator[bytes]:
     while (chunk := await reader.read_chunk()) is not None:
         yield bytes(chunk)
 
@@ -641,15 +712,9 @@ async def _unpacked(packed: AsyncIterable[bytes], unpacker: _Unpacker) -> AsyncI
     unpacker.end()
 
 
-def _is_framed(response: httpx.Response) -> bool:
+def _is_framed(version: str, headers: Mapping[str, str]) -> bool:
     """Whether the reply said where its body ends."""
-    version: bytes = response.extensions.get("http_version", b"HTTP/1.1")
-    headers = response.headers
-    return not version.startswith(b"HTTP/1") or "content-length" in headers or "transfer-encoding" in headers
-
-
-def _lowered(response: httpx.Response) -> dict[str, str]:
-    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers.raw}
+    return not version.startswith("HTTP/1") or "content-length" in headers or "transfer-encoding" in headers
 
 
 def _readable(headers: pyreqwest.http.HeaderMap) -> list[tuple[str, str]]:
@@ -670,6 +735,11 @@ def _readable(headers: pyreqwest.http.HeaderMap) -> list[tuple[str, str]]:
 def _url(url: str) -> tuple[httpx.URL, str]:
     parsed = httpx.URL(url)
     return parsed, parsed.netloc.decode("ascii")
+
+
+@functools.lru_cache(maxsize=16)
+def _span(seconds: float) -> timedelta:
+    return timedelta(seconds=seconds)
 
 
 @functools.lru_cache(maxsize=16)

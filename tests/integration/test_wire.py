@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import ssl
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -261,6 +262,24 @@ async def test_a_reply_that_ends_with_its_connection_says_that_it_may_have_been_
         reply = await send(WIRES[wire](b""), server.port, stream=stream)
     assert isinstance(reply, Reply)
     assert (reply.body, reply.framed) == (b"{}", framed)
+
+
+@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("coding", "body"),
+    [(b"gzip", gzip.compress(b"{}")), (b"deflate", zlib.compress(b"{}")), (b"identity", b"{}"), (b"none such", b"{}")],
+)
+async def test_header_names_come_in_lower_case_and_bodies_decoded(
+    wire: str, coding: bytes, body: bytes, *, stream: bool
+) -> None:
+    raw = b"X-Said: first\r\nx-sAID: last\r\nContent-Encoding: %b\r\nContent-Length: %d\r\n\r\n%b"
+    async with serving(answering(HEADER + raw % (coding, len(body), body))) as server:
+        reply = await send(WIRES[wire](b""), server.port, stream=stream)
+    assert isinstance(reply, Reply)
+    assert reply.body == b"{}"
+    assert reply.headers["x-said"] == "last"
+    assert all(name == name.lower() for name in reply.headers)
 
 
 @pytest.mark.parametrize("wire", WIRES)
