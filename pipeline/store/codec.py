@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import ormsgpack
@@ -11,13 +12,7 @@ from pipeline.model import Attempt, ErrorInfo, ErrorType, Outcome, RequestInfo, 
 
 def encode_outcome(outcome: Outcome) -> bytes:
     """Pack the rows and their request; the attempts are kept beside it."""
-    request = outcome.request
-    return ormsgpack.packb(
-        (
-            [getattr(request, name) for name in _REQUEST_FIELDS],
-            [_row(row) for row in outcome.rows],
-        )
-    )
+    return ormsgpack.packb((_request_values(outcome.request), [_row(row) for row in outcome.rows]))
 
 
 def decode_outcome(payload: bytes) -> Outcome:
@@ -86,6 +81,7 @@ _REQUEST_FIELDS = (
     "latency_ms",
     "finished_at",
 )
+_request_values = attrgetter(*_REQUEST_FIELDS)
 
 _ATTEMPT_FIELDS = (
     "ordinals",
@@ -104,11 +100,12 @@ _ATTEMPT_FIELDS = (
     "output_tokens",
     "retry_after_ms",
 )
+_attempt_values = attrgetter(*_ATTEMPT_FIELDS)
 
 
 def encode_attempt(attempt: Attempt) -> bytes:
     """Pack one attempt."""
-    return ormsgpack.packb([getattr(attempt, name) for name in _ATTEMPT_FIELDS])
+    return ormsgpack.packb(_attempt_values(attempt))
 
 
 def decode_attempt(payload: bytes) -> Attempt:
