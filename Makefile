@@ -4,12 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 AUDIO_READY := $(VENV)/.ready-audio
+BENCH := .venv-bench
+BENCH_READY := $(BENCH)/.ready
 UV := $(BIN)/uv --system-certs
 UV_VERSION := 0.13.9
 LOCK = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-audio test chaos-quick chaos chaos-report guarantees mutation bench check format lint types floors
+.PHONY: help demo demo-audio test chaos-quick chaos chaos-report guarantees mutation bench bench-quick check format lint types floors
 .PHONY: lock audit clean
 
 help: ## print this list
@@ -69,9 +71,22 @@ guarantees: $(READY) ## break each guarantee by one line, in a copy, and see its
 mutation: $(READY) ## change pacing, classification and journal a little, many times: do their unit tests notice? ONLY=retry
 	@PYTHONPATH=tests $(BIN)/python -m mutation.run --seed $(SEED) --count $(or $(COUNT),400) --only $(ONLY)
 
-bench: $(READY) ## measure the wire, and how much of a quota is used in nine scenarios (about a quarter of an hour)
-	@$(BIN)/python benchmarks/wire.py
+# The peers that are no dependencies of ours, and matplotlib: they must not change what is tested.
+$(BENCH_READY): $(READY) requirements-bench.lock
+	@$(PYTHON) -m venv $(BENCH)
+	@$(UV) pip install --quiet --python $(BENCH)/bin/python --require-hashes -r requirements-bench.lock
+	@touch $(BENCH_READY)
+
+bench: $(READY) $(BENCH_READY) ## measure rows beside other clients, the wire and the use of quotas; DOCS=1 writes docs/performance.md
+	@$(BIN)/python benchmarks/peers.py --peers-python $(BENCH)/bin/python --json out/bench/peers.json \
+		$(if $(DOCS),--docs docs/performance.md --plot docs/performance.svg,--plot out/bench/peers.svg)
+	@$(BIN)/python benchmarks/row.py --json out/bench/row.json
+	@$(BIN)/python benchmarks/wire.py --json out/bench/wire.json
 	@$(BIN)/python benchmarks/quota.py
+
+bench-quick: $(READY) ## measure rows beside other clients once, at 100 in flight, and what Python costs a row
+	@$(BIN)/python benchmarks/peers.py --quick --json out/bench/quick.json
+	@$(BIN)/python benchmarks/row.py --rows 5000
 
 check: format lint types floors test ## everything that must pass before a commit
 
@@ -93,6 +108,7 @@ audit: $(READY) ## look the locked packages up in the advisory database: every o
 lock: $(READY) ## pin every package anew, with hashes
 	@$(LOCK) --extra dev --extra demo --extra audio -o requirements.lock
 	@$(LOCK) --extra demo-audio -c requirements.lock -o requirements-audio.lock
+	@$(LOCK) --extra bench -o requirements-bench.lock
 
 clean: ## remove the environment and what was run
-	@rm -rf $(VENV) out
+	@rm -rf $(VENV) $(BENCH) out

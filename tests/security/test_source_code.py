@@ -128,7 +128,7 @@ def test_the_linters_rules_of_security_are_on_and_nowhere_switched_off_as_a_whol
     assert not [rule for rule in in_product if re.fullmatch(r"S\d*", rule)]
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "requirements-audio.lock"])
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-audio.lock", "requirements-bench.lock"])
 def test_every_locked_package_has_a_version_and_hashes(name: str) -> None:
     text = (ROOT / name).read_text().replace("\\\n", " ")
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
