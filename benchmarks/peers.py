@@ -584,7 +584,7 @@ def markdown(found: dict[str, Any]) -> str:
     """The tables of a page, and what they were measured on."""
     on, figures = found["machine"], found["figures"]
     load = f"load average {on['load'][0]} before and {found['load_after']:.1f} after"
-    box = f"{on['processor']}, {on['cores']} cores, Python {on['python']}, {on['platform']}"
+    box = f"{on['processor']}, {on['cores']} cores, Python {on['python']}, {on['platform'].partition('-')[0]}"
     most = f"The server alone, without a latency: {found['server_requests_per_second']:,} requests/s."
     said = [f"{box}; {on['at']}; {load}; rounds: {found['rounds']}. {most}"]
     titles = {"chat": "Chat:", "embeddings": f"Embeddings, {INPUTS} inputs a request, {DIMENSIONS} floats:"}
@@ -619,7 +619,8 @@ def report(options: argparse.Namespace) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(found, indent=1) + "\n")
     if options.docs:
-        put(Path(options.docs), markdown(found))
+        plot = f"\n\n![Rows a second and CPU a request]({Path(options.plot).name})" if options.plot else ""
+        put(Path(options.docs), markdown(found) + plot)
     if options.plot:
         Path(options.plot).parent.mkdir(parents=True, exist_ok=True)
         python = options.peers_python or sys.executable
