@@ -32,8 +32,9 @@ from pipeline.pace.retry import full_jitter
 from pipeline.pace.verdict import Answered, BadReply, RowRefused, Throttled, Transient
 from pipeline.plan.again import read_again
 from pipeline.plan.work import Settled, Task
-from pipeline.service.batch_api import TRIES, BatchApi, LostError, RefusedCallError, RemoteBatch
+from pipeline.service.batch_api import PURPOSE, BatchApi, RemoteBatch
 from pipeline.service.classify import classify
+from pipeline.service.resource_api import TRIES, LostError, RefusedCallError
 from pipeline.store.files import publish, storage
 from pipeline.store.journal import BatchLine, BatchRecord, BatchStep
 
@@ -457,9 +458,9 @@ class BatchLane:
             try:
                 with self._stop.sending(), storage(f"reading {path}"), self._at_length():
                     if may_be_there:
-                        found = await place.api.find_file(name)
+                        found = await place.api.find_file(name, purpose=PURPOSE)
                     if found is None or found.bytes != record.bytes:
-                        found = await place.api.upload(path, name=name, expires_s=self._life_s)
+                        found = await place.api.upload(path, name=name, purpose=PURPOSE, expires_s=self._life_s)
             except LostError:
                 if attempt + 1 == TRIES:
                     raise

@@ -1,73 +1,20 @@
-"""Asks a deployment's service for files and batches: one class, whose calls end well, or say what became of them."""
+"""Asks a deployment's service for batches, beside their files."""
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any
 
-import anyio
 import orjson
 
-from pipeline.model import ErrorInfo, ErrorType, NoReply, Reply
-from pipeline.pace.retry import full_jitter
-from pipeline.pace.verdict import Answered, BadReply, Throttled, Transient, Unauthorized
-from pipeline.service.address import Address, Family
-from pipeline.service.classify import classify
-from pipeline.service.wire import Pieces
+from pipeline.service.address import Family
+from pipeline.service.resource_api import TAG, LostError, RefusedCallError, ResourceApi, count_in, text_in, whole
 
-if TYPE_CHECKING:
-    from pipeline.clock import Clock
-    from pipeline.service.auth import Credentials
-    from pipeline.service.wire import Wire
-
-TAG = "pipeline_tag"
-"""The metadata under which a batch says which of our files it works on."""
-CALL_S = 120.0
-"""Seconds for one call that moves no file."""
-MOVE_S = 3600.0
-"""Seconds for one call that moves a file."""
-TRIES = 8
-"""Attempts of a call that changes nothing, or that may be made twice."""
-LONGEST_PAUSE_S = 60.0
-"""Seconds; the longest pause between those that no reply asked for."""
-_CHUNK_BYTES = 1 << 18
-_PAGE = 100
-_MOST_PAGES = 200
-_NOT_FOUND = 404
-_TOO_MANY = 429
+PURPOSE = "batch"
+"""What a file of lines is uploaded for."""
 _ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
-
-
-class LostError(Exception):
-    """A call was sent, and no reply came that says whether it was carried out."""
-
-    def __init__(self, error: ErrorInfo) -> None:
-        self.error = error
-        super().__init__(error.message)
-
-
-class RefusedCallError(Exception):
-    """The service refuses a call; sending it again would be refused again. `status` is None where it was not HTTP's."""
-
-    def __init__(self, error: ErrorInfo) -> None:
-        self.error = error
-        self.status = error.http_status
-        super().__init__(f"{error.code}: {error.message}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RemoteFile:
-    """A file that the service keeps. `ready`: it was looked at, and can be used; `broken`: it cannot."""
-
-    id: str
-    name: str
-    bytes: int
-    ready: bool
-    broken: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,87 +47,8 @@ class RemoteBatch:
         return self.state in _ENDED
 
 
-class BatchApi:
-    """The files and batches of one deployment's resource. Used from one event loop.
-
-    Calls that change nothing are tried again, with pauses; a lost upload or submission raises LostError, for asking
-    again might do it twice. All raise RefusedCallError, and RefusedError where no credential can be had.
-    """
-
-    def __init__(
-        self,
-        *,
-        address: Address,
-        wire: Wire,
-        credentials: Credentials,
-        headers: Mapping[str, str],
-        clock: Clock,
-        random: Callable[[], float],
-    ) -> None:
-        """`random` gives numbers from 0 to 1."""
-        self._address = address
-        self._wire = wire
-        self._credentials = credentials
-        # Bodies are compared with lengths that the service names, so they must come as they are.
-        self._headers = {**headers, "accept-encoding": "identity"}
-        self._clock = clock
-        self._random = random
-
-    # -- files -------------------------------------------------------------------------------------------------------
-
-    async def upload(self, path: Path, *, name: str, expires_s: int | None) -> RemoteFile:
-        """Upload a batch's lines under a name. Raises LostError."""
-        fields = {"purpose": "batch"}
-        if expires_s is not None:
-            fields |= {"expires_after[anchor]": "created_at", "expires_after[seconds]": str(expires_s)}
-        boundary = secrets.token_hex(16)
-        body = _form(path, name, fields, boundary)
-        content_type = f"multipart/form-data; boundary={boundary}"
-        return _file(await self._call("POST", "files", body=body, content_type=content_type, once=True, limit_s=MOVE_S))
-
-    async def file(self, name: str) -> RemoteFile | None:
-        """Look at a file; None where there is none of that id."""
-        found = await self._find(f"files/{name}")
-        return None if found is None else _file(found)
-
-    async def find_file(self, name: str) -> RemoteFile | None:
-        """Find a batch's file by the name under which it was uploaded; None where there is none."""
-        async for shown in self._pages("files", {"purpose": "batch"}):
-            if shown.get("filename") == name:
-                return _file(shown)
-        return None
-
-    async def delete_file(self, name: str) -> None:
-        """Delete a file, if it is still there."""
-        try:
-            await self._call("DELETE", f"files/{name}")
-        except RefusedCallError as refused:
-            if refused.status != _NOT_FOUND:
-                raise
-
-    async def download(self, name: str, to: BinaryIO) -> None:
-        """Write a file's whole content at the start of `to`, which is cut there.
-
-        One that comes shorter than the service says is fetched again. Raises LostError, OSError.
-        """
-        known = await self.file(name)
-        size = None if known is None else known.bytes
-        for attempt in range(TRIES):
-            to.seek(0)
-            to.truncate()
-            reply = await self._asked(lambda: self._send("GET", f"files/{name}/content", limit_s=MOVE_S, sink=to.write))
-            error = _error_of(reply)
-            if error is not None and not _may_pass(reply):
-                raise RefusedCallError(error)
-            if error is None:
-                if not size or to.tell() == size:
-                    return
-                error = _bad_reply(f"the file {name} came with {to.tell()} bytes of {size}")
-            if attempt + 1 == TRIES:
-                raise LostError(error)
-            await self._pause(reply, attempt)
-
-    # -- batches -----------------------------------------------------------------------------------------------------
+class BatchApi(ResourceApi):
+    """The files and batches of one deployment's resource."""
 
     async def create(self, file: str, *, endpoint: str, tag: str, expires_s: int | None) -> RemoteBatch:
         """Submit a file's lines, with our tag. Raises LostError."""
@@ -192,16 +60,16 @@ class BatchApi:
         }
         if expires_s is not None:
             asked["output_expires_after"] = {"anchor": "created_at", "seconds": expires_s}
-        return _batch(await self._call("POST", "batches", body=_whole(orjson.dumps(asked)), once=True))
+        return _batch(await self.call("POST", "batches", body=whole(orjson.dumps(asked)), once=True))
 
     async def batch(self, name: str) -> RemoteBatch | None:
         """Look at a batch; None where there is none of that id."""
-        found = await self._find(f"batches/{name}")
+        found = await self.find(f"batches/{name}")
         return None if found is None else _batch(found)
 
     async def find_batch(self, tag: str) -> RemoteBatch | None:
         """Find the batch with our tag; None where lists do not show one (yet)."""
-        async for shown in self._pages("batches", {}):
+        async for shown in self.pages("batches", {}):
             metadata = shown.get("metadata")
             if isinstance(metadata, dict) and metadata.get(TAG) == tag:
                 return _batch(shown)
@@ -210,166 +78,12 @@ class BatchApi:
     async def cancel(self, name: str) -> None:
         """Ask a batch to end. What becomes of it is seen by looking at it."""
         with suppress(LostError, RefusedCallError):
-            await self._call("POST", f"batches/{name}/cancel", once=True)
-
-    # -- calls -------------------------------------------------------------------------------------------------------
-
-    async def _find(self, path: str) -> dict[str, Any] | None:
-        try:
-            return await self._call("GET", path)
-        except RefusedCallError as refused:
-            if refused.status == _NOT_FOUND:
-                return None
-            raise
-
-    async def _pages(self, path: str, query: Mapping[str, str]) -> AsyncIterator[dict[str, Any]]:
-        after: dict[str, str] = {}
-        for _ in range(_MOST_PAGES):
-            shown = await self._call("GET", path, query={**query, "limit": str(_PAGE), **after}, holds="data")
-            entries = [entry for entry in shown.get("data") or () if isinstance(entry, dict)]
-            for entry in entries:
-                yield entry
-            if not shown.get("has_more") or not entries or not isinstance(entries[-1].get("id"), str):
-                return
-            after = {"after": entries[-1]["id"]}
-
-    async def _call(
-        self,
-        method: str,
-        path: str,
-        *,
-        query: Mapping[str, str] | None = None,
-        body: Pieces | None = None,
-        content_type: str = "application/json",
-        once: bool = False,
-        limit_s: float = CALL_S,
-        holds: str = "id",
-    ) -> dict[str, Any]:
-        """Make a call, and read the object that it is answered with, which `holds` a field.
-
-        `once`: it is not made again when it is lost.
-        """
-        for attempt in range(TRIES):
-            reply = await self._asked(
-                lambda: self._send(method, path, query=query, body=body, content_type=content_type, limit_s=limit_s)
-            )
-            error = _error_of(reply)
-            if error is None:
-                assert isinstance(reply, Reply)  # noqa: S101 - it was answered
-                shown = _object(reply.body)
-                if shown is not None and shown.get(holds) is not None:
-                    return shown
-                error = _bad_reply(f"the service's answer is no JSON object with `{holds}`")
-            elif not _may_pass(reply):
-                raise RefusedCallError(error)
-            # What was refused for being too early was not carried out; of a fault nobody knows.
-            lost = not (isinstance(reply, Reply) and reply.status == _TOO_MANY)
-            if (once and lost) or attempt + 1 == TRIES:
-                raise LostError(error)
-            await self._pause(reply, attempt)
-        raise AssertionError("the last attempt returns or raises")
-
-    async def _asked(self, send: Callable[[], Any]) -> Reply | NoReply:
-        """Send, and once more with a new credential where the present one is refused."""
-        generation = self._credentials.generation
-        reply: Reply | NoReply = await send()
-        if isinstance(classify(reply), Unauthorized) and await self._credentials.refused(generation):
-            reply = await send()
-        if isinstance(reply, Reply) and reply.status < 300:  # noqa: PLR2004 - success
-            self._credentials.accepted(self._credentials.generation)
-        return reply
-
-    async def _send(
-        self,
-        method: str,
-        path: str,
-        *,
-        query: Mapping[str, str] | None = None,
-        body: Pieces | None = None,
-        content_type: str = "application/json",
-        limit_s: float,
-        sink: Callable[[bytes], Any] | None = None,
-    ) -> Reply | NoReply:
-        headers = {"accept": "application/json", **self._headers, **await self._credentials.headers()}
-        if body is not None:
-            headers["content-type"] = content_type
-        return await self._wire.transfer(
-            method, self._address.management_url(path, query or {}), headers, body, timeout_s=limit_s, sink=sink
-        )
-
-    async def _pause(self, reply: Reply | NoReply, attempt: int) -> None:
-        hint_s = getattr(classify(reply), "hint_s", None)
-        jitter_s = full_jitter(attempt, self._random)
-        await self._clock.sleep(min(LONGEST_PAUSE_S, jitter_s) if hint_s is None else hint_s + jitter_s)
+            await self.call("POST", f"batches/{name}/cancel", once=True)
 
 
 def endpoint_of(url: str, family: Family) -> str:
     """What a batch's `endpoint` says for lines of a `url`: Azure's pages say /chat/completions for both spellings."""
     return "/chat/completions" if family is not Family.OPENAI and url == "/v1/chat/completions" else url
-
-
-def _whole(content: bytes) -> Pieces:
-    async def make() -> AsyncIterator[bytes]:
-        yield content
-
-    return Pieces(make, len(content))
-
-
-def _form(path: Path, name: str, fields: Mapping[str, str], boundary: str) -> Pieces:
-    """A form with fields and one file, which is read piece by piece."""
-    lines = [
-        f'--{boundary}\r\nContent-Disposition: form-data; name="{field}"\r\n\r\n{value}\r\n'
-        for field, value in fields.items()
-    ]
-    lines.append(
-        f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n'
-        "Content-Type: application/jsonl\r\n\r\n"
-    )
-    head, foot = "".join(lines).encode(), f"\r\n--{boundary}--\r\n".encode()
-
-    async def make() -> AsyncIterator[bytes]:
-        yield head
-        async with await anyio.open_file(path, "rb") as file:
-            while chunk := await file.read(_CHUNK_BYTES):
-                yield chunk
-        yield foot
-
-    return Pieces(make, len(head) + path.stat().st_size + len(foot))
-
-
-def _bad_reply(message: str) -> ErrorInfo:
-    return ErrorInfo(type=ErrorType.REPLY, code="bad_reply", message=message)
-
-
-def _error_of(reply: Reply | NoReply) -> ErrorInfo | None:
-    """What is wrong with a reply; None for one that is no refusal."""
-    verdict = classify(reply)
-    return None if isinstance(verdict, Answered) else verdict.error
-
-
-def _may_pass(reply: Reply | NoReply) -> bool:
-    """Whether the same call may be answered another time."""
-    return isinstance(classify(reply), Transient | Throttled | BadReply | Answered)
-
-
-def _object(body: bytes) -> dict[str, Any] | None:
-    try:
-        shown = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return None
-    return shown if isinstance(shown, dict) else None
-
-
-def _file(shown: Mapping[str, Any]) -> RemoteFile:
-    state = str(shown.get("status") or "").lower()
-    size = shown.get("bytes")
-    return RemoteFile(
-        id=str(shown.get("id")),
-        name=str(shown.get("filename") or ""),
-        bytes=size if isinstance(size, int) else 0,
-        ready=state in {"processed", "uploaded", ""},
-        broken=state in {"error", "deleted", "deleting"},
-    )
 
 
 def _batch(shown: Mapping[str, Any]) -> RemoteBatch:
@@ -382,12 +96,12 @@ def _batch(shown: Mapping[str, Any]) -> RemoteBatch:
         id=str(shown.get("id")),
         state=str(shown.get("status") or "").lower(),
         tag=tag if isinstance(tag, str) else None,
-        input_file=_text(shown.get("input_file_id")),
-        output_file=_text(shown.get("output_file_id")),
-        error_file=_text(shown.get("error_file_id")),
-        total=_count(counts.get("total")),
-        completed=_count(counts.get("completed")),
-        failed=_count(counts.get("failed")),
+        input_file=text_in(shown.get("input_file_id")),
+        output_file=text_in(shown.get("output_file_id")),
+        error_file=text_in(shown.get("error_file_id")),
+        total=count_in(counts.get("total")),
+        completed=count_in(counts.get("completed")),
+        failed=count_in(counts.get("failed")),
         problems=tuple(_problems(shown.get("errors"))),
     )
 
@@ -406,11 +120,3 @@ def _problems(shown: Any) -> list[BatchProblem]:
                 )
             )
     return found
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
-
-
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) else None

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from random import getrandbits
+from typing import TypeVar
 
 from pipeline.clock import Clock, Timer
 from pipeline.model import Call, ErrorInfo, NoReply, Reply, Target
@@ -21,6 +22,8 @@ from pipeline.service.auth import Credentials
 from pipeline.service.batch_api import BatchApi
 from pipeline.service.headers import rate_limits, reply_ids, utilization
 from pipeline.service.quoted import Hider, hider
+from pipeline.service.resource_api import ResourceApi
+from pipeline.service.tuning_api import TuningApi
 from pipeline.service.wire import Wire
 
 TICK_S = 0.005
@@ -28,6 +31,7 @@ TICK_S = 0.005
 LOOK_S = 1.0
 """Seconds; the longest time between two wakings: rates and limits change while somebody waits."""
 _VARIANTS = "89ab"
+_Api = TypeVar("_Api", bound=ResourceApi)
 _UNCOMPRESSED = {"accept-encoding": "identity"}
 
 
@@ -140,7 +144,14 @@ class Deployment:
 
     def batch_api(self) -> BatchApi:
         """Its resource's files and batches."""
-        return BatchApi(
+        return self._resource(BatchApi)
+
+    def tuning_api(self) -> TuningApi:
+        """Its resource's files and trainings."""
+        return self._resource(TuningApi)
+
+    def _resource(self, kind: type[_Api]) -> _Api:
+        return kind(
             address=self._address,
             wire=self._wire,
             credentials=self.credentials,
