@@ -4,6 +4,7 @@ PipelineError
  +-- JobFileError        the job file is wrong: every problem at once                 exit 2
  +-- JobChangedError     a semantic key changed since the run began                   exit 2
  +-- InputChangedError   the input's rows changed since the run began                 exit 2
+ +-- ExamplesError       rows are no examples to train on: nothing was sent           exit 2
  +-- RefusedError        the service refuses: credentials, network, deployment        exit 3
  +-- StoppedEarlyError   a budget, deadline, outage or long pause ended the run       exit 4
  +-- StorageError        disk full or failing                                         exit 5
@@ -72,6 +73,12 @@ class JobChangedError(PipelineError):
 
 class InputChangedError(PipelineError):
     """The input's rows changed since the run began; results would belong to other rows."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class ExamplesError(PipelineError):
+    """Rows are no examples to train a model on; nothing was sent."""
 
     exit_code: ClassVar[int] = 2
 

@@ -21,11 +21,13 @@ from pipeline.engines.local import Sealing, SealRules, run_local
 from pipeline.engines.signals import obeyed_signals
 from pipeline.engines.stall import StallGuard
 from pipeline.engines.tally import Tally
+from pipeline.engines.training import Training
 from pipeline.engines.watchdog import limit_s
-from pipeline.errors import FolderHeldError, JobFileError, PipelineError, StoppedEarlyError, StorageError
+from pipeline.errors import FolderHeldError, JobFileError, PipelineError, Problem, StoppedEarlyError, StorageError
 from pipeline.job import change
 from pipeline.job.batch import BATCH_FORMAT
 from pipeline.job.load import check_columns
+from pipeline.job.training import TRAINING
 from pipeline.lanes.commit import Commits
 from pipeline.lanes.findings import Findings
 from pipeline.lanes.pulse import Pulse
@@ -65,13 +67,15 @@ class RunOptions:
     `repair`: verify the folder first and rebuild what is damaged from what is whole.
     `signals`: the process is the run's own: SIGINT, SIGTERM and SIGHUP end it cleanly, and one that is stuck is ended;
     only in the main thread. `http_log`: what is written of requests
-    and replies, to a file of its own and to the listener.
+    and replies, to a file of its own and to the listener. `wait`: stay until what the service does on its own has
+    ended; `cancel`: have a training that is under way ended.
     """
 
     limit: int | None = None
     fresh: bool = False
     repair: bool = False
     wait: bool = True
+    cancel: bool = False
     signals: bool = False
     http_log: HttpLogRules | None = None
 
@@ -94,6 +98,7 @@ async def run_job(
     Raises JobFileError, JobChangedError, InputChangedError, SourceError, FolderHeldError and StorageError when the
     run cannot begin. What ends it later is in the summary: `state`, `reason` and `exit_code`.
     """
+    _check_options(job, options)
     ensure_descriptors(job)
     clock = clock or SystemClock()
     layout = Layout(job.output.path)
@@ -101,8 +106,8 @@ async def run_job(
     repaired = await _repaired(job, layout, now, options)
     # A journal that is damaged must not stand in the way of a fresh start.
     before = None if options.fresh else earlier(layout)
-    # While no row is ok, a changed job is simply a new start.
-    fresh = options.fresh or (before is not None and before.ok == 0 and before.is_another_job(job))
+    # While nothing was paid for, a changed job is simply a new start.
+    fresh = options.fresh or (before is not None and not before.holds_results and before.is_another_job(job))
     if before is not None and not fresh:
         before.check(job)
     known = None if fresh else before
@@ -115,19 +120,17 @@ async def run_job(
         if earlier(layout) != known:
             raise FolderHeldError(f"another run has just used {layout.root}; run the same command again")
         log = EventLog(path=layout.log, listener=listener, wall=clock.wall)
-        run = _Run(
-            job=job,
+        run = _invocation(
+            job,
+            source,
+            operation,
             layout=layout,
-            source=source,
-            operation=operation,
-            rules=plan_rules(job, source, limit=options.limit),
+            options=options,
             log=log,
             clock=clock,
             dice=dice,
             watcher=watcher,
-            leave=os._exit if options.signals else None,
             repaired=repaired,
-            wait=options.wait,
         )
         http = open_http_log(options.http_log, path=layout.http_log, listener=listener, wall=clock.wall, log=log)
         try:
@@ -136,6 +139,61 @@ async def run_job(
                     return await run.go(known, transport)
         finally:
             log.close()
+
+
+def _invocation(
+    job: Job,
+    source: Source,
+    operation: Operation,
+    *,
+    layout: Layout,
+    options: RunOptions,
+    log: EventLog,
+    clock: Clock,
+    dice: Callable[[], float],
+    watcher: Callable[[Summary], None] | None,
+    repaired: Repaired | None,
+) -> _Run | Training:
+    """Make what does the job: one that trains a model goes its own way."""
+    if job.operation == TRAINING:
+        return Training(
+            job=job,
+            layout=layout,
+            source=source,
+            operation=operation,
+            log=log,
+            clock=clock,
+            dice=dice,
+            watcher=watcher,
+            wait=options.wait,
+            cancel=options.cancel,
+        )
+    return _Run(
+        job=job,
+        layout=layout,
+        source=source,
+        operation=operation,
+        rules=plan_rules(job, source, limit=options.limit),
+        log=log,
+        clock=clock,
+        dice=dice,
+        watcher=watcher,
+        leave=os._exit if options.signals else None,
+        repaired=repaired,
+        wait=options.wait,
+    )
+
+
+def _check_options(job: Job, options: RunOptions) -> None:
+    """Refuse what a job cannot do. Raises JobFileError."""
+    trains = job.operation == TRAINING
+    wrong = None
+    if trains and options.limit is not None:
+        wrong = f"--limit is not for {TRAINING}, which takes all rows or none: make a smaller input"
+    elif options.cancel and not trains:
+        wrong = f"--cancel is for {TRAINING}: Ctrl-C stops every other run"
+    if wrong is not None:
+        raise JobFileError((Problem(file=str(job.file), line=None, column=None, path="", message=wrong),))
 
 
 @dataclass(slots=True, kw_only=True)

@@ -54,8 +54,10 @@ def _detail(_: click.Context, parameter: click.Parameter, value: str | None) -> 
 @click.option(
     "--no-wait",
     is_flag=True,
-    help="Batch lane: submit what fits, collect what is done, and end with exit code 4 while batches are under way.",
+    help="Batch lane and fine-tuning: submit what fits, collect what is done, and end with exit code 4 while batches "
+    "or a training are under way.",
 )
+@click.option("--cancel", is_flag=True, help="Fine-tuning: have the training that is under way ended.")
 @click.option("--fresh", is_flag=True, help="Begin anew; the old output folder is moved aside, never deleted.")
 @click.option(
     "--repair", is_flag=True, help="Verify the output folder first; rebuild what is damaged, ask again what is gone."
@@ -98,6 +100,7 @@ def command(
     deadline: str | None,
     fail_on: str | None,
     no_wait: bool,
+    cancel: bool,
     fresh: bool,
     repair: bool,
     as_json: bool,
@@ -149,6 +152,7 @@ def command(
                     fresh=fresh,
                     repair=repair,
                     wait=not no_wait,
+                    cancel=cancel,
                     signals=True,
                     http_log=HttpLogRules(level=http_log, allow=http_log_allow) if http_log else None,
                 ),

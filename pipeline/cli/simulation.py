@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.cli.common import simulated_folder
 from pipeline.errors import DefectError, StorageError
 from pipeline.job.spec import DeploymentSpec, Job, Secret
+from pipeline.job.training import TRAINING
 from pipeline.simulator.serve import SimulatorDiedError, start
 
 _LOOK_S = 1.0
@@ -19,8 +20,8 @@ def simulated(job: Job, *, speed: float) -> Iterator[Job]:
     """Give the same job over a simulator with its deployments' quotas; the simulator ends with the block.
 
     Minutes of quota pass `speed` times as fast. Every call is on the ledger, `<output>.simulated.ledger.jsonl`. Batches
-    are kept in `<output>.simulated.service`, so that they go on when the job is continued; they are looked at each
-    second.
+    and trainings are kept in `<output>.simulated.service`, so that they go on when the job is continued; they are
+    looked at each second.
     """
     output = simulated_folder(job.output.path)
     ledger = output.with_name(f"{output.name}.ledger.jsonl")
@@ -33,7 +34,8 @@ def simulated(job: Job, *, speed: float) -> Iterator[Job]:
             "`output.path`; name another one"
         ) from error
     try:
-        kept = output.with_name(f"{output.name}.service") if job.run.lane != "online" else None
+        lasts = job.run.lane != "online" or job.operation == TRAINING
+        kept = output.with_name(f"{output.name}.service") if lasts else None
         process = start({**_config(job, speed), "folder": kept}, ledger=ledger)
     except SimulatorDiedError as error:
         raise DefectError(f"{error}; please report this") from error

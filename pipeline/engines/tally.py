@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from pipeline.errors import PipelineError, RefusedError, StoppedEarlyError
+from pipeline.engines.ending import ending_of
+from pipeline.errors import StoppedEarlyError
 from pipeline.job.prices import BATCH_SHARE, price_for
 from pipeline.lanes.stop import Interrupted
 from pipeline.store.summary import DeploymentUse, RowCounts, Summary, TokenCounts
@@ -95,14 +96,9 @@ class Tally:
                         "until a row is ok, or until request.dimensions says it"
                     )
                 code = 1 if _too_many_failed(self._job, summary) else 0
-            case Interrupted(number=number):
-                summary, reason, code = self.now("interrupted"), str(cause), 128 + number
-            case RefusedError():
-                summary, reason, code = self.now("refused"), str(cause), cause.exit_code
-            case PipelineError():
-                summary, reason, code = self.now("stopped"), str(cause), cause.exit_code
             case _:
-                summary, reason, code = self.now("stopped"), f"a defect of ours: {type(cause).__name__}", 70
+                ending = ending_of(cause)
+                summary, reason, code = self.now(ending.state), ending.reason, ending.exit_code or 0
         return replace(summary, reason=reason, exit_code=code, eta_seconds=None)
 
 

@@ -26,7 +26,6 @@ from pipeline.job.paths import MAGIC, exists, is_folder, static_folder
 from pipeline.job.spec import (
     DEFAULT_TIMEOUT_S,
     LATER_KEYS,
-    LATER_OPERATIONS,
     MEDIA_TIMEOUT_S,
     NOT_YET,
     DeploymentSpec,
@@ -42,6 +41,7 @@ from pipeline.job.spec import (
     parse_duration,
     pasted_api_version,
 )
+from pipeline.job.training import TRAINING, training_problems
 
 COMMON_COLUMNS = ("ordinal", "status", "error", "usage", "request", "response")
 
@@ -320,6 +320,8 @@ class _Reader:
         self._pieces(request or {}, output)
         run = self._run(data.get("run") or {}, operation)
         deployments = self._lanes(deployments, run, operation, request or {})
+        if operation == TRAINING:
+            output = self._training(request, deployments, output, run)
         origin = Origin(
             marks={path: mark for path, mark in report.tree.marks.items() if mark != (0, 0)}, written=written
         )
@@ -358,11 +360,9 @@ class _Reader:
             if not lines or value in OPERATION_OF.values():
                 return value
             self.report.add(("operation",), f"has no lines of the Batch API: those are {_those(OPERATION_OF.values())}")
-        elif value in LATER_OPERATIONS:
-            self.report.add(("operation",), f"{value} is {NOT_YET}")
         else:
             known = ", ".join(sorted(self.operations))
-            hint = _suggest(value, (*self.operations, *LATER_OPERATIONS)) or f": there are {known}"
+            hint = _suggest(value, self.operations) or f": there are {known}"
             self.report.add(("operation",), f"there is no operation of this name{hint}")
         return None
 
@@ -504,6 +504,22 @@ class _Reader:
             self.report.add(("run", "right_size"), "is for the online lane: batches have no quota by the minute")
         if request.get("stream"):
             self.report.add(("request", "stream"), "cannot be true in the batch lane: answers come as a file")
+
+    def _training(
+        self,
+        request: Mapping[str, Any] | None,
+        deployments: tuple[DeploymentSpec, ...],
+        output: OutputSpec | None,
+        run: RunSpec | None,
+    ) -> OutputSpec | None:
+        """What is written are the training's events, beside which no column of a row can stand."""
+        for path, message in () if request is None else training_problems(request, deployments, run):
+            self.report.add(path, message)
+        if output is None or "columns" not in output.model_fields_set:
+            return None if output is None else output.model_copy(update={"columns": "none"})
+        if output.columns != "none":
+            self.report.add(("output", "columns"), f"must be none: {TRAINING} writes events, not rows of the input")
+        return output
 
     def _lines_request(self, value: Any) -> dict[str, Any]:
         if value is not None:

@@ -10,7 +10,6 @@ from pydantic.fields import FieldInfo
 
 from pipeline.job.spec import (
     LATER_KEYS,
-    LATER_OPERATIONS,
     DeploymentSpec,
     InputSpec,
     Job,
@@ -153,7 +152,6 @@ def _later() -> Iterator[str]:
     ]
     yield "## Not available yet\n"
     yield "These are known, and refused with that word:\n"
-    yield f"- operations {_listed(LATER_OPERATIONS)}"
     yield f"- keys {', '.join(limits)}, {_listed(LATER_KEYS)}"
     yield "- remote paths"
     yield ""

@@ -38,7 +38,6 @@ MEDIA_TIMEOUT_S = 600.0  # sound and pictures take longer to make, and to carry
 
 # Keys of later work: known, so that they are refused with a better word than "unknown".
 LATER_KEYS = frozenset({"canary", "dedupe", "incremental", "max_tokens_total", "processes"})
-LATER_OPERATIONS = frozenset({"fine-tuning"})
 
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
 _DURATION_PIECE = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")

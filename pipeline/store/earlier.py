@@ -11,6 +11,7 @@ from pipeline.job import change
 from pipeline.store.files import refuse_link
 from pipeline.store.folder import Layout
 from pipeline.store.journal import Journal, JournalReader
+from pipeline.store.training import TrainingRecord, noted_training
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,7 +24,7 @@ class Earlier:
     """What the journal says of an earlier invocation. `semantic` is the job's semantic keys, `ok` the rows answered.
 
     `files` is the input's identity, `schema` its types, `facts` what replies fixed, `models` who answered, `begun`
-    whether rows were read.
+    whether rows were read. `training` is how far a model is that is made of them.
     """
 
     semantic: dict[str, Any]
@@ -34,6 +35,12 @@ class Earlier:
     variants: dict[str, Any]
     ok: int
     begun: bool
+    training: TrainingRecord | None = None
+
+    @property
+    def holds_results(self) -> bool:
+        """Whether something was paid for, so that another job may not take its place."""
+        return self.ok > 0 or (self.training is not None and self.training.counts)
 
     def is_another_job(self, job: Job) -> bool:
         """Whether what is asked of the rows changed."""
@@ -44,8 +51,9 @@ class Earlier:
         if not self.is_another_job(job):
             return
         fields = "\n  ".join(change.difference(self.semantic, change.semantic(job)))
+        held = f"{self.ok} rows are answered already" if self.training is None else "its training is under way or done"
         raise JobChangedError(
-            f"{job.file}: the job changed since this run began, and {self.ok} rows are answered already:\n  {fields}\n"
+            f"{job.file}: the job changed since this run began, and {held}:\n  {fields}\n"
             "put the old wording back, name another output.path, or start anew with --fresh "
             "(the old results are moved aside, not deleted)"
         )
@@ -66,6 +74,7 @@ def earlier(layout: Layout) -> Earlier | None:
                 variants=reader.noted("variants") or {},
                 ok=reader.totals().ok,
                 begun=bool(reader.parts() or reader.spans()),
+                training=noted_training(reader),
             )
     except FileNotFoundError:
         return None

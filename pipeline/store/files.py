@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from pipeline.errors import DiskFullError, StorageError
 
@@ -81,6 +82,12 @@ def replace_text(path: Path, text: str, *, durable: bool) -> None:
 def create_private(path: Path) -> None:
     """Make an empty file that only its owner may read. Raises FileExistsError, also for a symbolic link."""
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_FILE))
+
+
+def open_private(path: Path) -> BinaryIO:
+    """Open a file anew for writing that only its owner may read. Raises OSError, also for a symbolic link."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, PRIVATE_FILE), "wb")
 
 
 def refuse_link(path: Path) -> None:

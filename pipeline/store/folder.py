@@ -71,6 +71,16 @@ class Layout:
         return self.private / "batches"
 
     @property
+    def training(self) -> Path:
+        """Examples of a training that are on their way."""
+        return self.private / "training"
+
+    @property
+    def mistakes(self) -> Path:
+        """The rows that are no examples, where a training was refused for them."""
+        return self.training / "mistakes.jsonl"
+
+    @property
     def media(self) -> Path:
         """Files of rows: speech, pictures, subtitles."""
         return self.root / MEDIA

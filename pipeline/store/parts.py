@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -553,6 +553,18 @@ class _Counting:
             last, at = ordinal, piece
         self.last, self.piece = last, at
         return last
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema, *, compression: str) -> None:
+    """Write and publish a table of its own beside the parts: whole or absent. Raises StorageError."""
+    import pyarrow as pa  # noqa: PLC0415 - loaded when a run needs it
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    table = pa.Table.from_pylist(list(rows), schema=schema)
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    with storage(f"writing {path.name}"):
+        pq.write_table(table, temporary, compression=compression)
+        publish(temporary, path)
 
 
 def write_attempts(path: Path, chunks: Iterable[Sequence[Attempt]]) -> None:

@@ -166,6 +166,11 @@ def refuse_damage(layout: Layout, *, has_ids: bool) -> None:
     except FileNotFoundError:
         if any(layout.root.glob("part-*.parquet")):
             lost = layout.journal
+        elif any(layout.training.glob("*")):
+            raise DamageError(
+                f"{layout.journal} is missing, which knew the training of {layout.root}: see at the service whether "
+                "that goes on, then begin anew with --fresh (what is here is moved aside, not deleted)"
+            ) from None
     if lost is not None:
         raise DamageError(
             f"{lost} is missing beside finished parts; run the same command again with --repair to rebuild it, or "

@@ -51,12 +51,29 @@ class DeploymentUse:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingState:
+    """How a training stands. `job` and `state` are the service's words; `deploy` is the command to go on with.
+
+    `examples` and `validation_examples` are those uploaded, `trained_tokens` what the service counted.
+    """
+
+    job: str | None = None
+    state: str | None = None
+    model: str = ""
+    examples: int = 0
+    validation_examples: int = 0
+    trained_tokens: int | None = None
+    deploy: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """The state of a run. Counts of rows, requests and tokens are the folder's; times and rates this invocation's.
 
     `state` is running, complete, stopped, refused or interrupted; `reason` says why it ended before its rows did.
     `calls_on_refusals` counts the calls spent on finding out which rows of refused packs were to blame, `unwritten`
     the rows that were answered in this invocation and that no disk would take: they are pending, and asked again.
+    `fine_tuned_model` and `training` are there for jobs that train a model; their rows are the examples.
     """
 
     state: str
@@ -79,6 +96,8 @@ class Summary:
     output: str = ""
     job: str = ""
     job_file: str = ""
+    fine_tuned_model: str | None = None
+    training: TrainingState | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, as they stand in summary.json and are printed by --json."""
@@ -98,6 +117,8 @@ def read_summary(path: Path) -> Summary:
         value["rows"] = RowCounts(**value["rows"])
         value["tokens"] = TokenCounts(**value["tokens"])
         value["deployments"] = tuple(DeploymentUse(**one) for one in value["deployments"])
+        if value.get("training") is not None:
+            value["training"] = TrainingState(**value["training"])
         return Summary(**value)
     except (ValueError, TypeError, KeyError) as error:
         raise DamageError(f"{path} cannot be read; it is written anew by the next run") from error

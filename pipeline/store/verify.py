@@ -22,6 +22,7 @@ from pipeline.store.manifest import manifest_of, read_manifest
 from pipeline.store.media import MEDIA
 from pipeline.store.parts import has_pieces, part_name, read_ordinals
 from pipeline.store.summary import read_summary
+from pipeline.store.training import noted_training
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -241,7 +242,7 @@ class _Check:
         return bytes_read
 
     def _strays(self, parts: Sequence[Part]) -> None:
-        known = {part.name for part in parts}
+        known = {part.name for part in parts} | {file.name for file in self._reader.files()}
         for path in sorted(self._layout.root.glob("*.parquet")):
             if path.name not in known:
                 self.find(
@@ -318,7 +319,11 @@ class _Check:
             return
         totals = self._reader.totals()
         ended = summary.state != "running"
-        if ended and (summary.rows.ok, summary.rows.failed) != (totals.ok, totals.failed):
+        if summary.training is not None:  # its rows are examples, of which the journal holds none
+            record = noted_training(self._reader)
+            if ended and record is not None and record.model != summary.fine_tuned_model:
+                self.find(Kind.WRITTEN_ANEW, path, "does not name the model that the journal does", _REWRITE)
+        elif ended and (summary.rows.ok, summary.rows.failed) != (totals.ok, totals.failed):
             self.find(
                 Kind.WRITTEN_ANEW, path, f"does not agree with the journal, which counts {_said(totals)}", _REWRITE
             )

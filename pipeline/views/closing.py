@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pipeline.store.training import EVENTS, METRICS
 from pipeline.views.text import count, dollars, duration, plain, table
 
 if TYPE_CHECKING:
-    from pipeline.store.summary import Summary
+    from pipeline.store.summary import Summary, TrainingState
+
 
 # What a person can do about a deployment that was set aside, by the word that its `set_aside` begins with.
 _REMEDIES = {
@@ -45,6 +47,8 @@ def headline(summary: Summary) -> str:
 
 def spent(summary: Summary) -> list[tuple[str, str]]:
     """Say what it took: time and speed of this invocation, requests, tokens and dollars of the folder's life."""
+    if summary.training is not None:
+        return [("took", duration(summary.seconds)), *_trained(summary.training, summary.fine_tuned_model)]
     tokens = summary.tokens
     cost = "unknown: a deployment has no price" if summary.cost_usd is None else dollars(summary.cost_usd)
     idle = summary.state == "complete" and summary.rows_per_second == 0
@@ -60,6 +64,21 @@ def spent(summary: Summary) -> list[tuple[str, str]]:
     ]
 
 
+def _trained(training: TrainingState, model: str | None) -> list[tuple[str, str]]:
+    """Say what is known of a training: the service's names and counts."""
+    facts = [("trains", plain(training.model))]
+    if training.examples:
+        beside = f", {training.validation_examples:,} for validation" if training.validation_examples else ""
+        facts.append(("examples", f"{training.examples:,} for training{beside}"))
+    if training.job is not None:
+        facts.append(("training", f"{plain(training.job)}, {plain(training.state or '')}"))
+    if training.trained_tokens is not None:
+        facts.append(("tokens", f"{training.trained_tokens:,} trained"))
+    if model is not None:
+        facts.append(("model", plain(model)))
+    return facts
+
+
 def _unwritten(summary: Summary) -> list[str]:
     """Say what was paid for and is lost."""
     if not summary.unwritten:
@@ -70,11 +89,21 @@ def _unwritten(summary: Summary) -> list[str]:
 
 def _results(summary: Summary) -> list[tuple[str, str]]:
     rows = summary.rows
+    if summary.training is not None:
+        return _events(summary)
     if rows.ok + rows.failed == rows.not_in_parts:
         return [("results", f"none readable yet, in {plain(summary.output)}")]
     pattern = f"{plain(summary.output)}/*.parquet".replace("'", "''")
     query = f"FROM '{pattern}' SELECT status, count(*) GROUP BY status"
     return [("results", plain(summary.output)), ("look", f'duckdb -c "{query}"')]
+
+
+def _events(summary: Summary) -> list[tuple[str, str]]:
+    if summary.state != "complete":
+        return []
+    folder = plain(summary.output)
+    query = f"FROM '{folder}/{EVENTS}' WHERE type = 'checkpoint'".replace('"', '\\"')
+    return [("events", f"{folder}/{EVENTS}"), ("figures", f"{folder}/{METRICS}"), ("look", f'duckdb -c "{query}"')]
 
 
 def _offers(summary: Summary) -> list[str]:
@@ -96,7 +125,7 @@ def _next(summary: Summary, reader: str) -> list[str]:
         lines.append(f"why rows failed:  pipeline errors {reader} --group-by code")
     match summary.state:
         case "complete":
-            pass
+            lines += _deploy(summary.training)
         case "refused":
             lines += _remedies(summary)
             lines.append("put right what was refused, then run the same command again: it continues")
@@ -105,6 +134,13 @@ def _next(summary: Summary, reader: str) -> list[str]:
         case _:
             lines.append("to continue, run the same command again")
     return lines
+
+
+def _deploy(training: TrainingState | None) -> list[str]:
+    """Say what is left to do before a trained model answers."""
+    if training is None or training.deploy is None:
+        return []
+    return ["the model answers once it is deployed, which costs money by the hour:", f"  {plain(training.deploy)}"]
 
 
 def _remedies(summary: Summary) -> list[str]:

@@ -13,7 +13,7 @@ from pipeline.views.text import duration, plain
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipeline.store.summary import Summary
+    from pipeline.store.summary import Summary, TrainingState
     from pipeline.views.console import Screen
 
 PLAIN_EVERY_S = 5.0
@@ -109,6 +109,8 @@ class _StatusLine:
 
 def status_line(summary: Summary) -> str:
     """Say in one line how far a run is."""
+    if summary.training is not None:
+        return _training_line(summary, summary.training)
     rows = summary.rows
     done = rows.ok + rows.failed
     parts = []
@@ -128,6 +130,12 @@ def status_line(summary: Summary) -> str:
         parts.append(f"{duration(summary.eta_seconds)} left")
     if summary.waits_for is not None:
         parts.append(f"waits for row {summary.waits_for:,}")
+    return f"{plain(summary.job)}  {' · '.join(parts)}"
+
+
+def _training_line(summary: Summary, training: TrainingState) -> str:
+    parts = [plain(training.job), plain(training.state or "")] if training.job is not None else ["no training yet"]
+    parts.append(f"{training.examples:,} examples")
     return f"{plain(summary.job)}  {' · '.join(parts)}"
 
 

@@ -17,6 +17,7 @@ from pipeline.store.ids import IdTable
 from pipeline.store.journal import JournalReader, Part, Span
 from pipeline.store.parts import has_pieces
 from pipeline.store.spool import read_spool, spool_path
+from pipeline.store.training import Mistake, read_mistakes
 
 if TYPE_CHECKING:
     from pipeline.model import RequestInfo, RowResult
@@ -64,6 +65,7 @@ class Found:
 def failures(layout: Layout) -> Iterator[Failure]:
     """Failed rows by ordinal, also while the run goes on. Raises FileNotFoundError, DamageError, StorageError."""
     with JournalReader(layout.journal) as reader:
+        yield from map(_of_mistake, read_mistakes(layout.mistakes))
         name = _id_column(reader)
         # The journal is read before the list of parts: what is sealed in between is seen twice, never missed.
         loose: list[Failure] = []
@@ -170,6 +172,23 @@ def _of_journal(row: RowResult, request: RequestInfo, identity: Any) -> Failure:
         client_request_id=request.client_request_id,
         request_id=request.request_id,
         apim_request_id=request.apim_request_id,
+    )
+
+
+def _of_mistake(mistake: Mistake) -> Failure:
+    error = mistake.error
+    return Failure(
+        ordinal=mistake.ordinal,
+        id=mistake.id,
+        type=error.type.value,
+        code=error.code,
+        message=error.message if mistake.where is None else f"{mistake.where} input: {error.message}",
+        http_status=None,
+        attempts=0,
+        deployment=None,
+        client_request_id=None,
+        request_id=None,
+        apim_request_id=None,
     )
 
 

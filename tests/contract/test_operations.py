@@ -21,6 +21,7 @@ from pipeline import operations
 from pipeline.errors import ReplyError
 from pipeline.job.load import load_job
 from pipeline.job.spec import Job
+from pipeline.job.training import TRAINING
 from pipeline.model import Call, ErrorInfo, ErrorType, Item, Reply, Row, RowResult, Target
 from pipeline.operations import OperationEntry
 from pipeline.operations.base import Operation
@@ -30,6 +31,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 OWN = "pipeline.operations"
 TOYS = "toy_operations"
 FOUND = [(package, name) for package in (OWN, TOYS) for name in operations.names(package)]
+# No row of a training has an answer of its own.
+ASKED = [found for found in FOUND if found != (OWN, TRAINING)]
 
 AZURE = Target(deployment="d", model="m", body_model=None)
 OPENAI = Target(deployment="d", model="m", body_model="the model")
@@ -219,14 +222,23 @@ class Subject:
 
 @pytest.fixture(params=FOUND, ids=lambda found: found[1])
 def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Subject:
-    package, name = request.param
+    return subject_of(*request.param, tmp_path)
+
+
+@pytest.fixture(params=ASKED, ids=lambda found: found[1])
+def asked(request: pytest.FixtureRequest, tmp_path: Path) -> Subject:
+    """One whose rows are answered."""
+    return subject_of(*request.param, tmp_path)
+
+
+def subject_of(package: str, name: str, tmp_path: Path) -> Subject:
     entry = operations.get(name, package)
     file = tmp_path / "job.yaml"
     file.write_text(entry.starter)
     (tmp_path / "rows.jsonl").write_text(entry.starter_rows)
-    for name, content in entry.starter_files().items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(content)
+    for path, content in entry.starter_files().items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(content)
     environ = {"AZURE_OPENAI_ENDPOINT": "https://x.openai.azure.com", "AZURE_OPENAI_API_KEY": "k" * 32}
     job = load_job(file, environ=environ, operations=operations.names(package))
     rows = [json.loads(line) for line in entry.starter_rows.splitlines()]
@@ -326,10 +338,10 @@ def test_preparing_rows_together_or_alone_gives_the_same_items(subject: Subject)
     assert alone == subject.operation.prepare(subject.rows)
 
 
-def test_the_body_names_the_model_only_where_the_path_does_not(subject: Subject) -> None:
-    named = sent(subject.operation.build(subject.pack(), AZURE)).get("model")
-    assert named == NAMED_IN_THE_BODY.get(subject.entry.name)
-    assert sent(subject.operation.build(subject.pack(), OPENAI))["model"] == "the model"
+def test_the_body_names_the_model_only_where_the_path_does_not(asked: Subject) -> None:
+    named = sent(asked.operation.build(asked.pack(), AZURE)).get("model")
+    assert named == NAMED_IN_THE_BODY.get(asked.entry.name)
+    assert sent(asked.operation.build(asked.pack(), OPENAI))["model"] == "the model"
 
 
 def test_a_call_costs_at_most_what_its_items_do(subject: Subject) -> None:
@@ -338,15 +350,15 @@ def test_a_call_costs_at_most_what_its_items_do(subject: Subject) -> None:
     assert least <= subject.call().tokens <= sum(item.tokens for item in subject.pack())
 
 
-def test_an_answer_gives_every_row_its_declared_columns(subject: Subject) -> None:
-    results = subject.parse(subject.answer())
-    check(subject, results)
+def test_an_answer_gives_every_row_its_declared_columns(asked: Subject) -> None:
+    results = asked.parse(asked.answer())
+    check(asked, results)
     assert all(result.ok for result in results)
 
 
-def test_what_a_run_has_settled_stays_settled(subject: Subject) -> None:
-    results = subject.parse(subject.answer())
-    settled = subject.operation.settled(subject.operation.facts(results))
+def test_what_a_run_has_settled_stays_settled(asked: Subject) -> None:
+    results = asked.parse(asked.answer())
+    settled = asked.operation.settled(asked.operation.facts(results))
     assert settled.facts(results) == {}
     assert settled.settled(settled.facts(results)).schema() == settled.schema()
 
@@ -367,12 +379,12 @@ def test_a_missing_column_is_an_item_or_an_error(subject: Subject) -> None:
     assert isinstance(one, Item | ErrorInfo)
 
 
-def test_an_answer_cut_anywhere_is_a_reply_error(subject: Subject) -> None:
-    answer = subject.answer()
+def test_an_answer_cut_anywhere_is_a_reply_error(asked: Subject) -> None:
+    answer = asked.answer()
     body = answer if isinstance(answer, bytes) else orjson.dumps(answer)
     for end in range(0, len(body), 1 + len(body) // 200):
         with pytest.raises(ReplyError):
-            subject.parse(body[:end])
+            asked.parse(body[:end])
 
 
 @pytest.mark.parametrize(
@@ -388,16 +400,16 @@ def test_a_body_without_an_answer_is_a_reply_error(subject: Subject, body: bytes
         subject.parse(body)
 
 
-def test_an_answer_with_anything_wrong_anywhere_is_results_or_a_reply_error(subject: Subject) -> None:
-    answer = subject.answer()
+def test_an_answer_with_anything_wrong_anywhere_is_results_or_a_reply_error(asked: Subject) -> None:
+    answer = asked.answer()
     broken = [replaced(answer, path, wrong) for path in places(answer) for wrong in WRONG]
     broken += [without(answer, path) for path in places(answer) if path]
     for body in broken:
         try:
-            results = subject.parse(json.dumps(body).encode())
+            results = asked.parse(json.dumps(body).encode())
         except ReplyError:
             continue
-        check(subject, results)
+        check(asked, results)
 
 
 @pytest.mark.parametrize(

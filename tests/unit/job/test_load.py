@@ -8,7 +8,7 @@ import yaml
 from pipeline.errors import JobFileError
 from pipeline.job.change import fingerprint
 from pipeline.job.load import Draft, check_columns, load_job, read
-from pipeline.job.spec import LATER_KEYS, LATER_OPERATIONS, Job
+from pipeline.job.spec import LATER_KEYS, Job
 from pipeline.sources.errors import SourceError
 
 GOOD: dict[str, Any] = {
@@ -151,11 +151,6 @@ def test_an_unknown_key_is_told_with_what_was_meant(
 def test_a_key_of_later_work_is_not_available_yet(tmp_path: Path, name: str, section: str) -> None:
     sections = {name: 1} if not section else {section: GOOD.get(section, {}) | {name: 1}}
     assert set(said(draft(tmp_path, **sections)).values()) == {"is not available yet"}
-
-
-@pytest.mark.parametrize("name", sorted(LATER_OPERATIONS))
-def test_an_operation_of_later_work_is_not_available_yet(tmp_path: Path, name: str) -> None:
-    assert said(draft(tmp_path, operation=name)) == {"operation": f"{name} is not available yet"}
 
 
 CHAT = {"operation": "chat", "request": {"messages": [{"role": "user", "content": "{{ text }}"}]}}
