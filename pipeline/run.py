@@ -190,6 +190,11 @@ def _check_options(job: Job, options: RunOptions) -> None:
     wrong = None
     if trains and options.limit is not None:
         wrong = f"--limit is not for {TRAINING}, which takes all rows or none: make a smaller input"
+    elif trains and options.repair:
+        wrong = (
+            f"--repair is not for {TRAINING}: a run fetches damaged tables again by itself; where the journal is "
+            "damaged, see at the service what became of the training, then begin anew with --fresh"
+        )
     elif options.cancel and not trains:
         wrong = f"--cancel is for {TRAINING}: Ctrl-C stops every other run"
     if wrong is not None:

@@ -21,6 +21,7 @@ from pipeline.errors import (
     StoppedEarlyError,
     StorageError,
 )
+from pipeline.job.spec import is_azure
 from pipeline.job.training import asked_of, validation_of
 from pipeline.lanes.stop import Stop, Stopped
 from pipeline.lanes.tuning import TuningLane, TuningRules
@@ -331,7 +332,7 @@ def deploy_command(job: Job, model: str) -> str | None:
     if Family(spec.api) is Family.OPENAI:
         return None
     place = address(endpoint=spec.endpoint, deployment=spec.deployment, api=spec.api, api_version=spec.api_version)
-    resource = place.host.partition(".")[0]
+    resource = place.host.partition(".")[0] if is_azure(spec.endpoint) else "RESOURCE"
     name = job.request.get("suffix") or f"{job.name}-tuned"
     return (
         "az cognitiveservices account deployment create --resource-group RESOURCE_GROUP "

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import csv
-import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -240,20 +238,20 @@ def write_metrics(path: Path, content: bytes, *, compression: str) -> None:
 
 
 def _table(content: bytes) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
-    text = _decoded(content)
-    try:
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        spelled = {key: name for name, keys in _NAMES.items() for key in keys}
-        names = tuple(dict.fromkeys(spelled.get(name, name) for name in reader.fieldnames or ()))
-        rows = []
-        for line in reader:
-            row = {spelled.get(name, name): _number(value) for name, value in line.items() if name is not None}
-            if row.get("step") is not None:
-                row["step"] = int(row["step"] or 0)
-            rows.append(row)
-    except csv.Error:
+    """Read a table of plain numbers: no cell of it holds a comma."""
+    head, *lines = _decoded(content).splitlines() or [""]
+    spelled = {key: name for name, keys in _NAMES.items() for key in keys}
+    columns = [spelled.get(name, name) for name in (cell.strip().strip('"') for cell in head.split(","))]
+    names = tuple(dict.fromkeys(columns))
+    if "step" not in names:
         return [], ("step", *_NAMES)
-    return (rows, names) if "step" in names else ([], ("step", *_NAMES))
+    rows = []
+    for line in lines:
+        cells = [_number(cell.strip().strip('"')) for cell in line.split(",")]
+        row: dict[str, Any] = dict.fromkeys(names) | dict(zip(columns, cells, strict=False))
+        if row["step"] is not None:
+            rows.append(row | {"step": int(row["step"])})
+    return rows, names
 
 
 def _decoded(content: bytes) -> str:

@@ -61,7 +61,7 @@ def status_lines(summary: Summary) -> list[str]:
         *([status_line(summary)] if summary.state == "running" else []),
         *[f"  {plain(line.strip())}" for line in (summary.reason or "").splitlines()],
         *[f"  {line}" for line in table(facts)],
-        *[f"  {line}" for line in table(uses, head=head)],
+        *([f"  {line}" for line in table(uses, head=head)] if summary.training is None else []),
     ]
 
 

@@ -12,7 +12,7 @@ import pytest
 from killer import between, run_to_the_end
 from tuning_scene import CHAT, MODEL, PAIRS, TuningScene, row_of
 
-from pipeline.errors import InputChangedError, JobChangedError, JobFileError
+from pipeline.errors import DamageError, InputChangedError, JobChangedError, JobFileError
 from pipeline.run import RunOptions
 from pipeline.store.summary import read_summary
 from pipeline.store.verify import verify_folder
@@ -367,12 +367,24 @@ async def test_oddities_of_azure_change_nothing(tmp_path: Path) -> None:
     assert all(row["created_at"] is not None for row in place.table("events.parquet"))
 
 
-@pytest.mark.parametrize("options", [RunOptions(limit=3)])
-async def test_options_of_other_jobs_are_refused(tmp_path: Path, options: RunOptions) -> None:
+@pytest.mark.parametrize(
+    ("options", "said"), [(RunOptions(limit=3), "--limit is not for"), (RunOptions(repair=True), "--repair is not for")]
+)
+async def test_options_of_other_jobs_are_refused(tmp_path: Path, options: RunOptions, said: str) -> None:
     place = scene(tmp_path, url="http://127.0.0.1:9")
     place.write_rows([row_of(0)])
-    with pytest.raises(JobFileError, match="--limit is not for fine-tuning"):
+    with pytest.raises(JobFileError, match=said):
         await place.run(options=options)
+
+
+async def test_a_training_whose_journal_is_gone_is_not_made_again(tmp_path: Path) -> None:
+    place = scene(tmp_path)
+    with place.served():
+        await place.run()
+        place.layout.journal.unlink()
+        with pytest.raises(DamageError, match="see at the service"):
+            await place.run()
+    assert len(place.created()) == 1
 
 
 def lines_of(place: TuningScene, file: str) -> set[str]:
