@@ -16,6 +16,7 @@ DOCUMENTED = {
     "JobChangedError": 2,
     "InputChangedError": 2,
     "SourceError": 2,
+    "ExamplesError": 2,
     "RefusedError": 3,
     "StoppedEarlyError": 4,
     "NoTokenYetError": 4,

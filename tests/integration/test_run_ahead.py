@@ -52,8 +52,9 @@ async def test_a_stuck_lowest_row_lets_neither_calls_nor_disk_run_away(
 
     assert summary.exit_code == 4
     assert summary.rows.failed == 0
-    # Ranges that are complete become parts and are forgotten, so what waits is the first range and the one being done.
-    assert service.spooled <= 4
+    # Ranges that are complete become parts and are forgotten. With a large window only the sealer's pace, which is the
+    # machine's, says how many wait for that: few of the sixty.
+    assert service.spooled <= (12 if all_others else 4)
     lowest = {one.waits_for for one in seen if one.waits_for is not None}
     if all_others:
         assert summary.rows.ok > 10 * PART_ROWS
