@@ -54,7 +54,7 @@ faults = mkdir -p $(FAULTS); rm -f $(1); echo "seed $(SEED)"; status=0; \
 	$(BIN)/python -m pytest tests/chaos tests/security/test_bombs.py --numprocesses 2 --dist worksteal -rs $(2) || status=1; \
 	$(BIN)/python tests/chaos/report.py $(1) --need $(or $(FAULT),$(NEEDED)) $(3) || status=1; exit $$status
 
-chaos-quick: $(READY) ## try the faults that make test leaves out, at their quick counts: FAULT=F4 for one, SEED=… replays
+chaos-quick: $(READY) ## try the faults that make test leaves out, at their quick counts: FAULT=F4,F5 for some, SEED=… replays
 	@export PIPELINE_FAULT=$(FAULT); \
 		$(call faults,$(FAULTS)/quick.jsonl,-m chaos,--title "Fault matrix at its quick counts")
 
