@@ -178,7 +178,7 @@ REFUSED: dict[str, tuple[Callable[[Bench, Path], None], str]] = {
     "a row of a sealed range": (changed_row(12), "rows 10 to 19"),
     "a cell that is only carried": (carried_cell, "rows 0 to 9"),
     "a row of the open range that is done": (changed_row(22), "rows 20 to "),
-    "a row of the open range that was only read": (changed_row(33), "rows 20 to "),
+    "a row of the open range that was only read": (changed_row(29), "rows 20 to "),
     "a row of a sealed range is gone": (removed(5), "rows 0 to 9"),
     "a row of the open range is gone": (removed(21), "rows 20 to "),
     "two rows have changed places": (another_order, "rows 0 to 9"),
