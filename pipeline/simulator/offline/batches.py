@@ -16,7 +16,7 @@ from pipeline.simulator.config import BatchEnd, DeploymentConfig, OfflineConfig,
 from pipeline.simulator.faults import Faults
 from pipeline.simulator.ledger import body_digest
 from pipeline.simulator.offline.files import Files, checked_lifetime_s
-from pipeline.simulator.offline.rendering import refusal, time_of
+from pipeline.simulator.offline.rendering import json_object, refusal, time_of
 from pipeline.simulator.offline.shelf import Record, Shelf
 
 KIND = "batch"
@@ -126,7 +126,7 @@ class Batches:
 
     async def create(self, body: bytes, family: Family, resource: str) -> Record:
         """Take a batch. Raises RefusedError."""
-        asked = _json_object(body)
+        asked = json_object(body)
         for name in ("input_file_id", "endpoint", "completion_window"):
             if not isinstance(asked.get(name), str):
                 raise missing(name)
@@ -448,16 +448,6 @@ def _too_many(deployment: str) -> str:
         f"Enqueued token limit reached for {deployment}. Please try again once some in_progress batches have been "
         "completed."
     )
-
-
-def _json_object(body: bytes) -> dict[str, Any]:
-    try:
-        asked = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        asked = None
-    if not isinstance(asked, dict):
-        raise bad_request("The body is no JSON object.")
-    return asked
 
 
 def _line(source: Any, span: tuple[int, int]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pipeline.simulator.base import Family, RefusedError, bad_request, missing
 from pipeline.simulator.config import OfflineConfig, Quirk, TrainingEnd
 from pipeline.simulator.ledger import body_digest
 from pipeline.simulator.offline.files import Files
-from pipeline.simulator.offline.rendering import refusal, time_of
+from pipeline.simulator.offline.rendering import json_object, refusal, time_of
 from pipeline.simulator.offline.shelf import Record, Shelf
 
 KIND = "fine-tuning"
@@ -63,13 +63,7 @@ class FineTuning:
 
     def create(self, body: bytes, family: Family) -> Record:
         """Take a job. Raises RefusedError."""
-        try:
-            asked = orjson.loads(body)
-        except orjson.JSONDecodeError:
-            asked = None
-        if not isinstance(asked, dict):
-            raise bad_request("The body is no JSON object.")
-        record = self._new(asked, family)
+        record = self._new(json_object(body), family)
         self._shelf.keep(KIND, record)
         self._say(record, "info", f"Created fine-tuning job: {record['id']}")
         self._note("fine_tuning.created", record["id"], metadata=record["metadata"])

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline.simulator.base import RefusedError
+import orjson
+
+from pipeline.simulator.base import RefusedError, bad_request
 from pipeline.simulator.config import Quirk
 from pipeline.simulator.offline.shelf import Record
 
@@ -16,6 +18,17 @@ def refusal(status: int, code: str, message: str, *, param: str | None = None) -
     return RefusedError(
         status, {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}}
     )
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    """Read a body that must be an object. Raises RefusedError."""
+    try:
+        asked = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        asked = None
+    if not isinstance(asked, dict):
+        raise bad_request("The body is no JSON object.")
+    return asked
 
 
 def time_of(epoch_s: float | None, quirks: frozenset[Quirk]) -> int | str | None:
