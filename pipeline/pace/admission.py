@@ -454,6 +454,7 @@ class Admission:
             least=tokens * self._cost.factor,
             lately=self._lately.sum(now),
             certain=self._is_certain(kind, self._tokens),
+            unhinted=hint_s is None,
         ):
             self._cost.refused(now)
             self._rescale(now)
@@ -488,5 +489,6 @@ class Admission:
             least=1.0,
             lately=sent,
             certain=self._is_certain(kind, self._requests),
+            unhinted=hint_s is None,
         ):
             self._requests.apply(now)

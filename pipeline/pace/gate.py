@@ -10,7 +10,9 @@ FIRST_S = 1.0
 CAP_S = 60.0
 """Seconds; the longest pause that is ours, not the service's."""
 LEAST_JITTER_S = 0.05
-"""Seconds; a hint is lengthened by at most this or a tenth of it, whichever is more."""
+"""Seconds; a hint is lengthened by at most this or a tenth of it, whichever is more ..."""
+MOST_JITTER_S = 1.0
+"""... up to this: a second spreads those who come back over a whole slice; more of a long hint is quota left unused."""
 _REMEMBERED = 32
 
 
@@ -29,13 +31,13 @@ class Gate:
         self._episodes = 0
 
     def pause(self, now: float, hint_s: float | None, *, sent_at: float, random: Callable[[], float]) -> None:
-        """Close until `now + hint_s` plus a little, or by full jitter over 1, 2, 4 ... 60 s where there is no hint.
+        """Close until `now + hint_s` and a little more, or by full jitter over 1, 2, 4 ... 60 s where there is no hint.
 
         Never opens earlier than it would have. `sent_at` is when the refused request left.
         """
         before = self.until
         if hint_s is not None:
-            jitter_s = random() * max(LEAST_JITTER_S, hint_s / 10)
+            jitter_s = random() * max(LEAST_JITTER_S, min(MOST_JITTER_S, hint_s / 10))
             self.until = max(self.until, now + hint_s + jitter_s)
         elif sent_at >= self.until:
             self.until = now + random() * min(CAP_S, FIRST_S * 2.0 ** min(self._episodes, 16))

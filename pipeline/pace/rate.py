@@ -134,17 +134,18 @@ class Rate:
         least: float,
         lately: float = 0.0,
         certain: bool = False,
+        unhinted: bool = False,
     ) -> bool:
         """Cut the rate for a refusal of a request sent at `sent_at`, unless a cut has answered it; say whether.
 
         `passed` is what was let in of late while the gate was open, `admitted` what was at all, units a minute.
         `least` is what the refused request cost; the rate is never below one of those a minute, or the ceiling where
         that is less. `lately` is how many requests left within `doubt_s`. One refusal of a rate that did well, and
-        CHANCE of those, is taken for chance, unless it is `certain`.
+        CHANCE of those, is taken for chance, unless it is `certain`; of one that is `unhinted`, whatever the rate did.
         """
         if sent_at < self._cut_at or now < self._cool_until:
             return False
-        if self._may_be_chance(now, lately) and cool_down_s <= COOL_DOWN_S and not certain:
+        if self._may_be_chance(now, lately, unhinted=unhinted) and cool_down_s <= COOL_DOWN_S and not certain:
             return False
         known = passed if self.per_minute is None else self.per_minute
         wanted = self._found(now, known, passed, admitted, least)
@@ -174,13 +175,19 @@ class Rate:
         """Seconds within which refusals of a rate that did well are weighed together."""
         return max(DOUBT_S, 1.5 * self._span_s)
 
-    def _may_be_chance(self, now: float, lately: float) -> bool:
-        """Whether a rate that did well for a while is refused no more often than chance may."""
+    def _may_be_chance(self, now: float, lately: float, *, unhinted: bool) -> bool:
+        """Whether refusals are no more than chance may bring, of a rate that did well, or that say not when to return.
+
+        One that is for a limit nearly always says when to come back; so one that does not has to come again first,
+        also where more is being tried, which a single refusal would end otherwise.
+        """
         while self._doubts and now - self._doubts[0] > self.doubt_s:
             self._doubts.popleft()
         self._doubts.append(now)
-        steady = self.per_minute is not None and self.per_minute in {self._held, self._ceiling}
-        return steady and now - self._since >= DOUBT_S and len(self._doubts) <= 1 + CHANCE * lately
+        if self.per_minute is None or len(self._doubts) > 1 + CHANCE * lately:
+            return False
+        did_well = self.per_minute in {self._held, self._ceiling} and now - self._since >= DOUBT_S
+        return did_well or unhinted
 
     def _found(self, now: float, known: float, passed: float, admitted: float, least: float) -> float:
         """The rate that a refusal of `known` leads to: what was held before, what passed, or CUT of it."""

@@ -214,7 +214,7 @@ BOUND = {
 }
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("bound", BOUND)
 @pytest.mark.parametrize("word", WORDS)
 def test_one_refusal_in_a_hundred_costs_little_where_the_job_file_alone_names_the_limit(

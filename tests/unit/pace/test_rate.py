@@ -23,6 +23,8 @@ def cut(
     passed: float = 1e9,
     admitted: float | None = None,
     certain: bool = False,
+    unhinted: bool = False,
+    lately: float = 0.0,
 ) -> bool:
     return rate.cut(
         now,
@@ -32,6 +34,8 @@ def cut(
         admitted=passed if admitted is None else admitted,
         least=1,
         certain=certain,
+        unhinted=unhinted,
+        lately=lately,
     )
 
 
@@ -197,6 +201,24 @@ def test_a_refusal_that_is_certain_or_asks_for_a_long_pause_is_no_chance() -> No
     assert cut(rate, use(rate, 0.0, DOUBT_S + 1), certain=True)
     rate = Rate(ceiling=6000)
     assert cut(rate, use(rate, 0.0, DOUBT_S + 1), cool_down_s=COOL_DOWN_S + 1)
+
+
+def test_a_refusal_that_says_not_when_to_return_is_chance_until_it_comes_again() -> None:
+    rate = Rate(ceiling=6000)
+    assert not cut(rate, 1.0, unhinted=True), "whatever the rate did before"
+    assert cut(rate, 2.0, unhinted=True)
+    trying = Rate(ceiling=None)
+    cut(trying, 0.0, passed=6000)
+    now = use(trying, 0.0, HOLD_S + DOUBT_S + 1)
+    assert (trying.per_minute or 0) > BACK * 6000
+    for _ in range(3):
+        assert not cut(trying, now, unhinted=True, lately=100)
+    assert cut(trying, now, unhinted=True, lately=100), "four of a hundred are no chance"
+
+
+@pytest.mark.parametrize("unhinted", [False, True])
+def test_a_rate_that_nobody_knows_is_cut_by_the_first_refusal(unhinted: bool) -> None:  # noqa: FBT001 - a case
+    assert cut(Rate(ceiling=None), 1.0, passed=600, unhinted=unhinted)
 
 
 def test_after_a_pause_what_is_used_grows_again() -> None:
