@@ -22,6 +22,7 @@ _HELP = {
     "status": "Show how far a run is: counts, rate, throttling, cost.",
     "errors": "List the rows that failed, and why.",
     "show": "Show one row with all its attempts.",
+    "export": "Write everything finished as one Parquet, JSONL or CSV file.",
     "verify": "Read every byte of a run back and check it.",
     "simulate": "Serve the simulator on this machine.",
     "schema": "Print the JSON Schema of job files.",

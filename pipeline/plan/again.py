@@ -1,16 +1,22 @@
-"""Reads rows once more whose answers came long after they were asked for, so that none has to be kept in memory."""
+"""Reads rows once more whose answers came long after they were asked for, so that none has to be kept in memory.
+
+Also the columns that are carried over, for rows that are finished and in no part.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from pipeline.errors import InputChangedError
 from pipeline.model import Item, Row
-from pipeline.plan.ranges import PlanRules, columns_read, decode_position
+from pipeline.plan.ranges import PlanRules, columns_read, decode_position, range_digest
 from pipeline.sources.digest import RangeDigest
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from pipeline.operations.base import Operation
     from pipeline.sources.base import Source
     from pipeline.store.journal import Span
@@ -59,6 +65,28 @@ def _of_range(
         cursor.close()
     if wanted or digest.hexdigest() != span.digest:
         raise InputChangedError(_CHANGED.format(first=span.first, last=end - 1))
+
+
+def carried_again(
+    source: Source, operation: Operation, rules: PlanRules, span: Span
+) -> Iterator[pa.RecordBatch] | None:
+    """The carried columns of a range, as far as it was read; None where the input is not what it was. Blocking."""
+    values, end = columns_read(operation, rules), span.first + span.read
+    if range_digest(source, span.start, end, values=values, carried=rules.carried)[0] != span.digest:
+        return None
+    return _carried(source, rules, span, end)
+
+
+def _carried(source: Source, rules: PlanRules, span: Span, end: int) -> Iterator[pa.RecordBatch]:
+    position = decode_position(span.start)
+    with closing(source.open(position, values=frozenset(), carried=rules.carried)) as cursor:
+        digest = RangeDigest()
+        while position.ordinal < end:
+            batch = cursor.read(min(ROWS_AT_ONCE, end - position.ordinal), digest)
+            if not batch.rows:
+                return
+            position = batch.end
+            yield batch.carried
 
 
 _CHANGED = (

@@ -13,6 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
@@ -508,6 +509,16 @@ class JournalReader:
     def close(self) -> None:
         """Give the file back."""
         self._connection.close()
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Read everything within the block as of one moment, whatever is written meanwhile."""
+        with database_errors("journal"):
+            self._connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._connection.execute("ROLLBACK")
 
     def noted(self, key: str) -> Any:
         """A fact of the run; None when it was never noted."""

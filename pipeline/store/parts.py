@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 ROW_GROUP_BYTES = 4 * 1024 * 1024
+EXPORTED_GROUP_BYTES = 32 * 1024 * 1024
 CHUNK_ROWS = 256
 
 _ORIGIN = "pipeline"
@@ -194,7 +195,7 @@ def _write_rows(
                 ok += sum(row.ok for row, _ in taken)
                 own = None if cells is None else cells.slice(offset, len(taken))
                 offset += len(taken)
-                for batch in _batches(schema, own, taken):
+                for batch in batches_of(schema, own, taken):
                     group.append(batch)
                     group_bytes += batch.nbytes
                     if group_bytes >= ROW_GROUP_BYTES:
@@ -267,10 +268,13 @@ def _length(cells: pa.RecordBatch | None, ordinal: int, last: int) -> int:
     return min(CHUNK_ROWS, last - ordinal + 1) if cells is None else int(cells.num_rows)
 
 
-def _batches(
+def batches_of(
     schema: pa.Schema, cells: pa.RecordBatch | None, taken: Sequence[tuple[RowResult, RequestInfo]]
 ) -> Iterator[pa.RecordBatch]:
-    """Rows as they are, else all of their pieces: bounded, for a long text may be carried as often as it has pieces."""
+    """The columns of rows, with the carried cells beside their results.
+
+    Rows are as they are, else all of their pieces: bounded, for a long text may be carried as often as it has pieces.
+    """
     if not has_pieces(schema):
         yield _batch(schema, cells, taken)
         return
@@ -565,6 +569,28 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema,
     with storage(f"writing {path.name}"):
         pq.write_table(table, temporary, compression=compression)
         publish(temporary, path)
+
+
+def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """Write a table that may be large, a bounded row group in memory at a time. Raises OSError, FileExistsError too."""
+    import pyarrow as pa  # noqa: PLC0415 - for commands that read rows
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
+    with (
+        pa.OSFile(str(path), "wb") as sink,
+        pq.ParquetWriter(sink, schema, compression="zstd", **_encodings(schema)) as writer,
+    ):
+        group: list[pa.RecordBatch] = []
+        size = 0
+        for batch in batches:
+            group.append(batch)
+            size += batch.nbytes
+            if size >= EXPORTED_GROUP_BYTES:
+                _write_group(writer, schema, group)
+                group, size = [], 0
+        if group:
+            _write_group(writer, schema, group)
 
 
 def write_attempts(path: Path, chunks: Iterable[Sequence[Attempt]]) -> None:
