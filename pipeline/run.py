@@ -31,6 +31,7 @@ from pipeline.job.training import TRAINING
 from pipeline.lanes.commit import Commits
 from pipeline.lanes.findings import Findings
 from pipeline.lanes.pulse import Pulse
+from pipeline.lanes.spending import NOTED, Spending, open_spending
 from pipeline.lanes.stop import Stop
 from pipeline.log import Event, EventLog, Level, Listener
 from pipeline.operations.base import Fetching, result_columns
@@ -245,8 +246,15 @@ class _Run:
                     rules=self.rules,
                     completed=completed,
                 )
+                spending = self._open_spending(journal)
                 commits = Commits(
-                    journal=journal, ballast=ballast, root=layout.root, stop=self.stop, log=self.log, pulse=pulse
+                    journal=journal,
+                    ballast=ballast,
+                    root=layout.root,
+                    stop=self.stop,
+                    log=self.log,
+                    pulse=pulse,
+                    committed=spending.committed,
                 )
                 lane = make_lane(
                     job,
@@ -254,6 +262,7 @@ class _Run:
                     source=self.source,
                     plan=plan,
                     plan_rules=self.rules,
+                    spending=spending,
                     pool=pool,
                     batch_pool=batch_pool or pool,
                     journal=journal,
@@ -317,7 +326,7 @@ class _Run:
                         clock=clock,
                     )
                     watching.cancel_scope.cancel()
-                await self._finish(sealing)
+                await self._finish(sealing, spending)
                 summary = tally.ending(self.stop.cause)
                 if summary.state == "complete" and job.output.format == BATCH_FORMAT:
                     await self._write_batch_lines(journal)
@@ -439,9 +448,15 @@ class _Run:
                 claim_ids(self.source, ids, column=column, end=parts[-1].last + 1)
         end_repair(self.layout)
 
-    async def _finish(self, sealing: Sealing) -> None:
+    def _open_spending(self, journal: Journal) -> Spending:
+        with journal.reader() as reader:
+            noted = reader.noted(NOTED) or {}
+        return open_spending(self.job, operation=self.operation, journal=journal, noted=noted, stop=self.stop)
+
+    async def _finish(self, sealing: Sealing, spending: Spending) -> None:
         """Leave what is finished readable, unless the disk itself is what failed."""
         try:
+            await spending.close()
             await sealing.finish(
                 self.source, values=columns_read(self.operation, self.rules), carried=self.rules.carried
             )

@@ -49,6 +49,7 @@ def _detail(_: click.Context, parameter: click.Parameter, value: str | None) -> 
 @set_option
 @click.option("--limit", type=click.IntRange(min=0), metavar="N", help="Only the first N rows of the input.")
 @click.option("--workers", metavar="N", help="Requests in flight at most (run.workers).")
+@click.option("--max-cost", metavar="DOLLARS", help="Stop before the folder has cost more than this (run.max_cost).")
 @click.option("--deadline", metavar="TIME", help="Stop cleanly after this long, such as 2h (run.deadline).")
 @click.option("--fail-on", metavar="WHEN", help="When failed rows make the exit code 1: any, never or a share (5%).")
 @click.option(
@@ -97,6 +98,7 @@ def command(
     overrides: tuple[tuple[str, str], ...],
     limit: int | None,
     workers: str | None,
+    max_cost: str | None,
     deadline: str | None,
     fail_on: str | None,
     no_wait: bool,
@@ -120,7 +122,7 @@ def command(
         raise click.UsageError("--simulate-speed is for rehearsals: add --simulate")
     if repair and fresh:
         raise click.UsageError("--repair keeps what is whole and --fresh begins anew: give one of them")
-    options = {"run.workers": workers, "run.deadline": deadline, "run.fail_on": fail_on}
+    options = {"run.workers": workers, "run.max_cost": max_cost, "run.deadline": deadline, "run.fail_on": fail_on}
     wanted = {**dict(overrides), **{name: value for name, value in options.items() if value is not None}}
     job = checked_job(read_draft(job_file, overrides=wanted, simulate=simulate))
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.lanes.commit import Commits
     from pipeline.lanes.findings import Findings
     from pipeline.lanes.pulse import Pulse
+    from pipeline.lanes.spending import Spending
     from pipeline.lanes.stop import Stop
     from pipeline.plan.plan import Plan
     from pipeline.plan.ranges import PlanRules
@@ -50,6 +51,7 @@ def make_lane(
     clock: Clock,
     random: Callable[[], float],
     pulse: Pulse,
+    spending: Spending,
 ) -> Lane:
     """Make what sends the rows: `pool` holds the deployments of the online lane, `batch_pool` those of batches."""
     variant = change.variant(job)
@@ -75,6 +77,7 @@ def make_lane(
             clock=clock,
             random=random,
             pulse=pulse,
+            spending=spending,
         )
 
     def batch() -> BatchLane:
@@ -100,6 +103,7 @@ def make_lane(
             clock=clock,
             random=random,
             pulse=pulse,
+            spending=spending,
         )
 
     if job.run.lane == "online":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.engines.ending import ending_of
 from pipeline.errors import StoppedEarlyError
-from pipeline.job.prices import BATCH_SHARE, price_for
+from pipeline.job.prices import cost_of, rates
 from pipeline.lanes.stop import Interrupted
 from pipeline.store.summary import DeploymentUse, RowCounts, Summary, TokenCounts
 
@@ -64,7 +64,7 @@ class Tally:
                 total=totals.total_tokens,
                 cached=totals.cached_tokens,
             ),
-            cost_usd=_cost(self._job, totals),
+            cost_usd=spent_usd(self._job, totals),
             seconds=round(seconds, 3),
             rows_per_second=round(rate, 1),
             eta_seconds=None if total is None or rate <= 0 else round((total - done) / rate, 1),
@@ -102,27 +102,12 @@ class Tally:
         return replace(summary, reason=reason, exit_code=code, eta_seconds=None)
 
 
-def _cost(job: Job, totals: Totals) -> float | None:
-    """Dollars; None where a price is unknown."""
+def spent_usd(job: Job, totals: Totals) -> float | None:
+    """Dollars that the folder's rows have cost; None where a price is unknown."""
     batched = totals.batched_input_tokens, totals.batched_output_tokens
     online = totals.input_tokens - batched[0], totals.output_tokens - batched[1]
-    costs = [_cost_of(job, "online", *online), _cost_of(job, "batch", *batched)]
+    costs = [cost_of(rates(job.deployments, "online"), *online), cost_of(rates(job.deployments, "batch"), *batched)]
     return None if None in costs else sum(cost for cost in costs if cost is not None)
-
-
-def _cost_of(job: Job, lane: str, input_tokens: int, output_tokens: int) -> float | None:
-    """Dollars of a lane's tokens, by the dearest of its deployments' prices, or of all where it has none."""
-    if not input_tokens and not output_tokens:
-        return 0.0
-    mine = [deployment for deployment in job.deployments if deployment.lane == lane] or job.deployments
-    share = BATCH_SHARE if lane == "batch" else 1.0
-    costs: list[float] = []
-    for deployment in mine:
-        price, part = (deployment.price, 1.0) if deployment.price else (price_for(deployment.model), share)
-        if price is None or price.input is None or (output_tokens and price.output is None):
-            return None
-        costs.append(part * (input_tokens * price.input + output_tokens * (price.output or 0)) / 1_000_000)
-    return max(costs)
 
 
 def _too_many_failed(job: Job, summary: Summary) -> bool:

@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 from pipeline.errors import JobFileError, PipelineError, Problem, TemplateError
 from pipeline.job import availability, document, identity, template
 from pipeline.job.batch import BATCH_FORMAT, OPERATION_OF, operation_of
+from pipeline.job.budget import budget_problems
 from pipeline.job.document import FieldPath, Report
 from pipeline.job.paths import MAGIC, exists, is_folder, static_folder
 from pipeline.job.spec import (
@@ -320,6 +321,10 @@ class _Reader:
         self._pieces(request or {}, output)
         run = self._run(data.get("run") or {}, operation)
         deployments = self._lanes(deployments, run, operation, request or {})
+        if run is not None:
+            asked = None if lines else request
+            for path, message in budget_problems(operation=operation, request=asked, run=run, deployments=deployments):
+                report.add(path, message)
         if operation == TRAINING:
             output = self._training(request, deployments, output, run)
         origin = Origin(

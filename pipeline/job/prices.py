@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from pipeline.job.spec import Price
+from pipeline.job.spec import DeploymentSpec, Price
 
 AS_OF = "2026-11"
 SOURCE = "litellm 1.109.1, model_prices_and_context_window.json, providers azure and openai (global standard)"
@@ -56,6 +58,55 @@ def price_for(model: str) -> Price | None:
         return None
     fresh, cached, output = figures
     return Price(input=fresh, cached_input=cached, output=output)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """What a deployment's tokens cost in a lane: US dollars for a million; None where that is not known.
+
+    `listed`: it is the built-in table's, and not the job's own.
+    """
+
+    deployment: str
+    model: str
+    input: float | None
+    output: float | None
+    listed: bool
+
+    def cost(self, input_tokens: float, output_tokens: float) -> float | None:
+        """Dollars for so many tokens; None where they have no price."""
+        if self.input is None or (output_tokens and self.output is None):
+            return None
+        return (input_tokens * self.input + output_tokens * (self.output or 0)) / 1_000_000
+
+
+def rates(deployments: Sequence[DeploymentSpec], lane: str) -> tuple[Rate, ...]:
+    """The rates of a lane's deployments, or of all where it has none. The job's own prices win, and are taken as given.
+
+    List prices are those of the lane: batches cost `BATCH_SHARE` of them.
+    """
+    mine = [deployment for deployment in deployments if deployment.lane == lane] or deployments
+    return tuple(_rates(mine, BATCH_SHARE if lane == "batch" else 1.0))
+
+
+def _rates(deployments: Sequence[DeploymentSpec], share: float) -> Iterator[Rate]:
+    for spec in deployments:
+        price, part = (spec.price, 1.0) if spec.price else (price_for(spec.model), share)
+        yield Rate(
+            deployment=spec.name,
+            model=spec.model,
+            input=None if price is None or price.input is None else part * price.input,
+            output=None if price is None or price.output is None else part * price.output,
+            listed=spec.price is None,
+        )
+
+
+def cost_of(rates: Sequence[Rate], input_tokens: float, output_tokens: float) -> float | None:
+    """Dollars for so many tokens by the dearest of the rates; None where one of them does not know."""
+    if not input_tokens and not output_tokens:
+        return 0.0
+    costs = [rate.cost(input_tokens, output_tokens) for rate in rates]
+    return None if None in costs else max(cost for cost in costs if cost is not None)
 
 
 def vector_size(model: str) -> int | None:

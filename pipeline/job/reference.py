@@ -152,7 +152,7 @@ def _later() -> Iterator[str]:
     ]
     yield "## Not available yet\n"
     yield "These are known, and refused with that word:\n"
-    yield f"- keys {', '.join(limits)}, {_listed(LATER_KEYS)}"
+    yield f"- keys {', '.join((*limits, _listed(LATER_KEYS)))}"
     yield "- remote paths"
     yield ""
 

@@ -37,7 +37,7 @@ DEFAULT_TIMEOUT_S = 300.0
 MEDIA_TIMEOUT_S = 600.0  # sound and pictures take longer to make, and to carry
 
 # Keys of later work: known, so that they are refused with a better word than "unknown".
-LATER_KEYS = frozenset({"canary", "dedupe", "incremental", "max_tokens_total", "processes"})
+LATER_KEYS = frozenset({"canary", "dedupe", "incremental", "processes"})
 
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
 _DURATION_PIECE = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
@@ -717,8 +717,15 @@ class RunSpec(Section):
         kind="operational",
         type_text="dollars",
         default_text="none",
-        later=True,
-        doc="US dollars for the folder's life; the run stops cleanly before passing it.",
+        doc="US dollars for the folder's life, over all invocations: the run ends cleanly before it could pass them "
+        "(exit code 4). Needs the prices of all deployments and a bound on answers.",
+    )
+    max_tokens_total: Count | None = declare(
+        None,
+        kind="operational",
+        type_text="number",
+        default_text="none",
+        doc="Tokens for the folder's life, of requests and answers together, kept to as `max_cost` is.",
     )
     deadline_s: Duration | None = declare(
         None,

@@ -27,9 +27,10 @@ from pipeline.lanes.pulse import Pulse
 from pipeline.lanes.stop import Stop, Stopped
 from pipeline.log import Event, Level
 from pipeline.model import Attempt, Call, ErrorInfo, ErrorType, Item, Outcome, RequestInfo, RowResult, Target
+from pipeline.operations.base import NOTHING, Bound
 from pipeline.pace.batches import FileLimits, Room, come_back_s, look_after_s, wait_for_room_s
 from pipeline.pace.retry import full_jitter
-from pipeline.pace.verdict import Answered, BadReply, RowRefused, Throttled, Transient
+from pipeline.pace.verdict import Answered, BadReply, RowRefused, Throttled, Transient, Verdict
 from pipeline.plan.again import read_again
 from pipeline.plan.work import Settled, Task
 from pipeline.service.batch_api import PURPOSE, BatchApi, RemoteBatch
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from pipeline.clock import Clock
     from pipeline.lanes.commit import Commits
     from pipeline.lanes.findings import Findings
+    from pipeline.lanes.spending import Spending
     from pipeline.plan.plan import Plan
     from pipeline.plan.ranges import PlanRules
     from pipeline.sources.base import Source
@@ -118,8 +120,10 @@ class BatchLane:
         clock: Clock,
         random: Callable[[], float],
         pulse: Pulse,
+        spending: Spending,
     ) -> None:
         """Wire it up. `pulse` beats at whatever is got done."""
+        self._spending = spending
         self.findings = findings
         self._plan = plan
         self._source = source
@@ -133,6 +137,9 @@ class BatchLane:
         self._random = random
         self._pulse = pulse
         self._file: LinesFile | None = None
+        self._file_bound = NOTHING
+        self._bounds: dict[str, Bound] = {}
+        self._short = False
         self._filling: BatchPlace = places[0]
         self._live: dict[str, BatchRecord] = {}
         self._earlier: dict[str, array[int]] = {}
@@ -220,6 +227,9 @@ class BatchLane:
                 ordinals = (ordinal for line in reader.batch_lines(record.tag) for ordinal in line.ordinals)
                 self._earlier[record.tag] = array("q", sorted(ordinals))
         self._resumed = {record.tag for record in known}
+        for record in known:
+            self._bounds[record.tag] = Bound(input=record.most_input, output=record.most_output)
+            self._spending.take(self._bounds[record.tag])
         return known
 
     # -- writing lines -----------------------------------------------------------------------------------------------
@@ -229,12 +239,16 @@ class BatchLane:
         kept: list[Task] = []
         while not (self._pulling and self._taken_to > self._resumed_to):
             await self._until(lambda: self._pulling or self._unsubmitted < WRITTEN_AHEAD)
+            if not self._pulling and self._taken_to > self._resumed_to:
+                self._put_back(kept)
             with self._stop.waiting():
                 work = await self._plan.next()
             match work:
                 case None:
                     self._taken_to = math.inf
                     self._wake()
+                    if kept and not self._pulling:
+                        continue
                     await self._close_file(group)
                     if self._pulling or not self._following:
                         break
@@ -248,18 +262,29 @@ class BatchLane:
                     self._rows_taken += len(items)
                     self._tokens_taken += sum(item.tokens for item in items)
                     fresh = tuple(item for item in items if not self._is_under_way(item.ordinal))
-                    if fresh and self._pulling:
+                    if fresh and (self._pulling or self._must_wait(fresh)):
                         kept.append(Task(span=work.span, items=fresh))
                     elif fresh:
+                        await self._afford(fresh, group)
                         await self._add(fresh, group, tries=0)
             self._taken_to = max(self._taken_to, _last(work) + 1)
             self._wake()
-        for task in reversed(kept):
-            self._plan.put_back(task)
+        self._put_back(kept)
+
+    def _put_back(self, tasks: list[Task]) -> None:
+        """Give the plan tasks back, in their order; none are left."""
+        while tasks:
+            self._plan.put_back(tasks.pop())
+
+    def _must_wait(self, items: Sequence[Item]) -> bool:
+        """Whether rows wait for money that earlier batches hold, whose own rows are still to be taken first."""
+        return self._taken_to <= self._resumed_to and not self._spending.fits(self._spending.bound(items))
 
     async def _give_back_unwritten(self) -> None:
         """Give the plan back the rows of the file that was not finished."""
         file, self._file = self._file, None
+        bound, self._file_bound = self._file_bound, NOTHING
+        self._spending.release(bound)
         if file is not None:
             file.drop()
             await self._give_back(file.lines)
@@ -279,6 +304,24 @@ class BatchLane:
     def _resumed_to(self) -> int:
         """The last row that is in a batch of an earlier invocation, -1 where none is."""
         return max((ordinals[-1] for ordinals in self._earlier.values() if ordinals), default=-1)
+
+    async def _add_again(self, items: tuple[Item, ...], group: TaskGroup, *, tries: int) -> None:
+        """Write a line for rows that came back without a result, where what that may cost is left."""
+        bound = self._spending.bound(items)
+        if not self._spending.fits(bound):
+            self._spending.end(bound)
+        self._spending.take(bound)
+        await self._add(items, group, tries=tries)
+
+    async def _afford(self, items: tuple[Item, ...], group: TaskGroup) -> None:
+        """Set aside what a line may cost; where that must be freed first, what is written so far is on its way."""
+        bound = self._spending.bound(items)
+        if not self._spending.fits(bound):
+            await self._close_file(group)
+            self._short = True
+            self._end_if_parked()
+        await self._spending.reserve(bound)
+        self._short = False
 
     async def _until_more(self, followers: int) -> None:
         """Wait until lines are to be sent again, or one batch fewer is followed."""
@@ -311,6 +354,7 @@ class BatchLane:
             if self._file is None:
                 self._file = LinesFile(self._rules.folder, secrets.token_hex(8), url=place.url)
             self._file.add(items, call, tries=tries)
+            self._file_bound += self._spending.bound(items)
 
     def _built(self, items: Sequence[Item], place: BatchPlace) -> Call:
         return self.findings.operation.build(items, place.target)
@@ -336,6 +380,7 @@ class BatchLane:
         file, self._file = self._file, None
         if file is None:
             return
+        bound, self._file_bound = self._file_bound, NOTHING
         place = self._filling
         await to_thread.run_sync(file.publish)
         record = BatchRecord(
@@ -347,7 +392,10 @@ class BatchLane:
             count=file.filled.lines,
             bytes=file.filled.bytes,
             tokens=file.filled.tokens,
+            most_input=bound.input,
+            most_output=bound.output,
         )
+        self._bounds[record.tag] = bound
         with anyio.CancelScope(shield=True):
             await self._journal.keep_batch(record, file.lines)
         self._filling = self._emptiest(place)
@@ -584,6 +632,7 @@ class BatchLane:
                 silent_since = None
                 if batch is None:
                     self._leave(place, record)
+                    self._spending.lose(self._bounds.pop(record.tag, NOTHING))
                     await self._forget(record)
                     raise StoppedEarlyError(
                         f"the batch {record.batch} of {place.name} is not there any more; run the same command again "
@@ -733,7 +782,7 @@ class BatchLane:
             if self._pulling:
                 self._plan.put_back(Task(span=span, items=pack))
             else:
-                await self._add(pack, group, tries=tries)
+                await self._add_again(pack, group, tries=tries)
 
     async def _commit(self, span: int, outcome: Outcome) -> None:
         await self._commits.rows(outcome)
@@ -754,20 +803,19 @@ class BatchLane:
         assert result is not None  # noqa: S101 - there is one now
         verdict = BadReply(error=result.error or _NO_RESULT) if result.reply is None else classify(result.reply)
         name, error = verdict.name, None if isinstance(verdict, Answered) else verdict.error
+        if not isinstance(verdict, Answered):
+            self._count(record, items, result, verdict)
         rows: list[RowResult] = []
         match verdict:
             case Answered():
-                assert result.reply is not None  # noqa: S101 - it was classified
-                try:
-                    rows = self.findings.operation.parse(items, result.reply)
-                    self.findings.agree(rows)
-                except ReplyError as bad:
-                    name, error = "bad_reply", replace(bad.info, http_status=result.reply.status)
+                read = await self._read(place, record, items, result, verdict)
+                if isinstance(read, ErrorInfo):
+                    name, error = "bad_reply", read
                     if tries < BAD_REPLIES:
                         return [items]
-                    rows = _failed(items, error, result)
+                    rows = _failed(items, read, result)
                 else:
-                    await self.findings.learn(rows, place.name)
+                    rows = read
             case RowRefused(error=refusal):
                 if any(item.content != items[0].content for item in items):
                     middle = len(items) // 2
@@ -786,6 +834,40 @@ class BatchLane:
                     "then run the same command again: what was answered is kept"
                 )
         return self._made(place, record, line, result, rows, name, error)
+
+    async def _read(
+        self, place: BatchPlace, record: BatchRecord, items: Sequence[Item], result: LineResult, verdict: Answered
+    ) -> list[RowResult] | ErrorInfo:
+        """Read an answer, or say what is wrong with it; either way it was paid for."""
+        assert result.reply is not None  # noqa: S101 - it was classified
+        try:
+            rows = self.findings.operation.parse(items, result.reply)
+            self.findings.agree(rows)
+        except ReplyError as bad:
+            error = replace(bad.info, http_status=result.reply.status)
+            self._count(record, items, result, BadReply(error=error))
+            return error
+        self._count(record, items, result, verdict, rows)
+        await self.findings.learn(rows, place.name)
+        return rows
+
+    def _count(
+        self,
+        record: BatchRecord,
+        items: Sequence[Item],
+        result: LineResult,
+        verdict: Verdict,
+        rows: Sequence[RowResult] = (),
+    ) -> None:
+        """Count what a line cost in the place of what it might have; one that was not answered costs nothing."""
+        held, bound = self._bounds.get(record.tag, NOTHING), self._spending.bound(items)
+        # A batch of an invocation without a budget set nothing aside for its lines.
+        bound = Bound(input=min(held.input, bound.input), output=min(held.output, bound.output))
+        self._bounds[record.tag] = held - bound
+        if result.reply is None:
+            self._spending.release(bound)
+        else:
+            self._spending.settle(bound, result.reply, verdict, rows)
 
     def _made(
         self,
@@ -842,6 +924,7 @@ class BatchLane:
     async def _forget(self, record: BatchRecord) -> None:
         with anyio.CancelScope(shield=True):
             await self._journal.drop_batch(record.tag)
+        self._spending.release(self._bounds.pop(record.tag, NOTHING))
         self._live.pop(record.tag, None)
         self._earlier.pop(record.tag, None)
         for path in self._rules.folder.glob(f"{record.tag}.*"):
@@ -884,7 +967,7 @@ class BatchLane:
     def _end_if_parked(self) -> None:
         if self._rules.wait or len(self._parked) < self._following:
             return
-        blocked = self._unsubmitted >= WRITTEN_AHEAD
+        blocked = self._short or self._unsubmitted >= WRITTEN_AHEAD
         if blocked or (self._taken_to == math.inf and self._file is None):
             left = [seconds for seconds in self._parked.values() if seconds > 0]
             then = datetime.fromtimestamp(self._clock.wall() + min(left, default=0.0), UTC)

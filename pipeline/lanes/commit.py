@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +26,21 @@ class Commits:
     """Commits outcomes. Once begun, a commit is not cancelled. `unwritten` counts answers that no disk would take."""
 
     def __init__(
-        self, *, journal: Journal, ballast: Ballast | None, root: Path, stop: Stop, log: EventLog, pulse: Pulse
+        self,
+        *,
+        journal: Journal,
+        ballast: Ballast | None,
+        root: Path,
+        stop: Stop,
+        log: EventLog,
+        pulse: Pulse,
+        committed: Callable[[Sequence[RowResult]], None] = lambda _: None,
     ) -> None:
-        """`root` is the output folder; `ballast` is given back when there is no room for a row's files."""
+        """`root` is the output folder; `ballast` is given back when there is no room for a row's files.
+
+        `committed` is told of rows that are kept.
+        """
+        self._committed = committed
         self.unwritten = 0
         self._journal = journal
         self._ballast = ballast
@@ -48,6 +61,7 @@ class Commits:
             except PipelineError:
                 self.unwritten += sum(row.ok for row in outcome.rows)
                 raise
+            self._committed(rows)
         self._pulse.beat()
         for row in rows:
             if row.error is not None:

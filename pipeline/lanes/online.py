@@ -18,6 +18,7 @@ from pipeline.lanes.commit import Commits
 from pipeline.lanes.findings import Findings
 from pipeline.lanes.pieces import Cut, Piece, PieceLine
 from pipeline.lanes.pulse import Pulse
+from pipeline.lanes.spending import Share, Spending
 from pipeline.lanes.stop import Stop, Stopped
 from pipeline.log import Event, Level
 from pipeline.model import Attempt, Call, ErrorInfo, Item, Outcome, Reply, RequestInfo, RowResult, Usage
@@ -153,8 +154,10 @@ class OnlineLane:
         clock: Clock,
         random: Callable[[], float],
         pulse: Pulse,
+        spending: Spending,
     ) -> None:
         """Wire it up. `fetcher` is for operations that fetch; `pulse` beats at whatever is got done."""
+        self._spending = spending
         self.in_flight = 0
         operation = findings.operation
         # To ask whether an operation is of a protocol takes 20 µs: too long for every row.
@@ -385,7 +388,16 @@ class OnlineLane:
             if self._findings.operation.reads_files
             else self._findings.operation.build(asked.items, deployment.target)
         )
-        tokens = tokens if call is None else call.tokens
+        bound = self._spending.bound(asked.items)
+        await self._spending.reserve(bound)
+        with self._spending.share(bound) as share:
+            return await self._attempt_with(asked, deployment, call, share)
+
+    async def _attempt_with(
+        self, asked: _Asked, deployment: Deployment, call: Call | None, share: Share
+    ) -> _Sent | Outcome | None:
+        """Send a request whose cost is set aside; what `_attempt` returns."""
+        tokens = sum(item.tokens for item in asked.items) if call is None else call.tokens
         if not await self._leave(deployment, tokens, again=asked.ended_at is not None, retry=asked.retried):
             return None
         if call is None:
@@ -394,15 +406,19 @@ class OnlineLane:
             except RowProblem as problem:
                 deployment.give_back(tokens)
                 return self._unsent(asked.items, problem.info, tuple(asked.attempts))
+        share.sent = True
         try:
             exchange = await self._send(deployment, call)
         except RefusedError as error:
+            share.sent = False
             self._say_aside(self._pool.without_credential(deployment, error))
             return None
         except NoTokenYetError as error:
+            share.sent = False
             self._pool.without_token_yet(deployment, error)
             return None
         verdict, results = self._judge(asked.items, deployment, exchange)
+        share.settle(exchange.reply, verdict, results)
         asked.met(verdict, sent_at=exchange.sent_at, ended_at=self._clock.now())
         self._note(asked, deployment, exchange, verdict, results, call.tokens)
         decision = self._decide(asked, deployment, exchange, verdict, call)

@@ -26,6 +26,38 @@ class PackLimits:
     reply_bytes: int | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What of a request is billed as input: `texts` to be counted, and `tokens` for what is none.
+
+    `tokens` are those that frame messages, and the estimate of pictures; `roles` are the messages, each of which names
+    who speaks in a token of its own.
+    """
+
+    texts: tuple[str, ...]
+    tokens: int = 0
+    roles: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """The most that one sending of a request can be billed for, in tokens."""
+
+    input: int
+    output: int
+
+    def __add__(self, other: Bound) -> Bound:
+        """Both together."""
+        return Bound(input=self.input + other.input, output=self.output + other.output)
+
+    def __sub__(self, other: Bound) -> Bound:
+        """What is left."""
+        return Bound(input=self.input - other.input, output=self.output - other.output)
+
+
+NOTHING = Bound(input=0, output=0)
+
+
 class Operation(Protocol):
     """One kind of request. Instances are frozen: what a run learns gives a new one (`settled`)."""
 
@@ -93,6 +125,17 @@ class Cutting(Operation, Protocol):
 
     def join(self, item: Item, pieces: Sequence[Item], results: Sequence[RowResult]) -> RowResult:
         """Make one result of those of all pieces, each ok, in order. Usage is summed up. Pure."""
+
+
+@runtime_checkable
+class Priced(Operation, Protocol):
+    """An operation that is billed by tokens which are known, or bounded, before anything is sent."""
+
+    def prompt(self, items: Sequence[Item]) -> Prompt:
+        """Say what a request of these items is billed for as input. Pure, reads no file."""
+
+    def bound(self, items: Sequence[Item]) -> Bound:
+        """Bound what a request of these items can be billed for. Pure, reads no file."""
 
 
 @runtime_checkable

@@ -26,8 +26,10 @@ from pipeline.operations._pictures import (
     defer_columns,
     take_pictures,
 )
+from pipeline.operations._prompt import bound_of, chat_prompt
 from pipeline.operations._schema import fitting
 from pipeline.operations._sse import StreamRefused
+from pipeline.operations.base import Bound, Prompt
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -148,6 +150,14 @@ class ChatOperation(OneRow):
         if schema is None or values["refusal"] or values["tool_calls"]:
             return result
         return fitting(result, schema)
+
+    def prompt(self, items: Sequence[Item]) -> Prompt:
+        """Say what the request is billed for as input."""
+        return chat_prompt(items)
+
+    def bound(self, items: Sequence[Item]) -> Bound:
+        """Bound what the request can be billed for."""
+        return bound_of(items)
 
     def sized(self, item: Item, output_tokens: int) -> Item | None:
         """Bound the answer by fewer tokens than the job does."""

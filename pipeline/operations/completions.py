@@ -16,7 +16,9 @@ from pipeline.operations._chunks import read_choices, read_completion
 from pipeline.operations._filter import filter_column
 from pipeline.operations._json import bad_reply, read_model, read_usage, write_json
 from pipeline.operations._one_row import OneRow
+from pipeline.operations._prompt import bound_of, completions_prompt
 from pipeline.operations._sse import StreamRefused
+from pipeline.operations.base import Bound, Prompt
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -85,6 +87,14 @@ class CompletionsOperation(OneRow):
         if first.get("finish_reason") == "length":
             return [truncated(item, result, policy=self.on_truncated, field="max_tokens")]
         return [result]
+
+    def prompt(self, items: Sequence[Item]) -> Prompt:
+        """Say what the request is billed for as input."""
+        return completions_prompt(items)
+
+    def bound(self, items: Sequence[Item]) -> Bound:
+        """Bound what the request can be billed for."""
+        return bound_of(items)
 
     def sized(self, item: Item, output_tokens: int) -> Item | None:
         """Bound the answer by fewer tokens than the job does."""

@@ -20,7 +20,7 @@ from pipeline.model import CHUNK, Call, ErrorInfo, Item, Reply, Row, RowResult, 
 from pipeline.operations import OperationEntry
 from pipeline.operations._json import bad_reply, read_model, read_object, read_usage, too_deep, write_body
 from pipeline.operations._text_pieces import split_text
-from pipeline.operations.base import PackLimits
+from pipeline.operations.base import Bound, PackLimits, Prompt
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -189,6 +189,14 @@ class EmbeddingsOperation:
             values = self._values([vectors[place] for place in own])
             results.append(RowResult(ordinal=item.ordinal, values=values, usage=usage, response=response, model=model))
         return results
+
+    def prompt(self, items: Sequence[Item]) -> Prompt:
+        """Every text of the pack once."""
+        return Prompt(texts=tuple(_places(items)))
+
+    def bound(self, items: Sequence[Item]) -> Bound:
+        """Bound the request by the bytes of its texts."""
+        return Bound(input=sum(at_most(text) for text in _places(items)), output=0)
 
     @property
     def _splits(self) -> bool:

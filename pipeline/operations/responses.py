@@ -26,8 +26,10 @@ from pipeline.operations._pictures import (
     defer_columns,
     take_pictures,
 )
+from pipeline.operations._prompt import bound_of, responses_prompt
 from pipeline.operations._schema import fitting
 from pipeline.operations._sse import StreamRefused, arrived_ms, events, is_stream, read_event
+from pipeline.operations.base import Bound, Prompt
 from pipeline.service.classify import error_info
 
 if TYPE_CHECKING:
@@ -152,6 +154,14 @@ class ResponsesOperation(OneRow):
             return result
         schema = _schema(asked)
         return result if schema is None else fitting(result, schema)
+
+    def prompt(self, items: Sequence[Item]) -> Prompt:
+        """Say what the request is billed for as input."""
+        return responses_prompt(items)
+
+    def bound(self, items: Sequence[Item]) -> Bound:
+        """Bound what the request can be billed for."""
+        return bound_of(items)
 
     def sized(self, item: Item, output_tokens: int) -> Item | None:
         """Bound the answer by fewer tokens than the job does."""

@@ -141,7 +141,8 @@ class BatchStep(StrEnum):
 class BatchRecord:
     """One batch of lines on its way. `since` is when it came to its step, epoch seconds.
 
-    `tokens` is the estimate of its prompts. `file`, `batch`, `output` and `errors` are the service's ids.
+    `tokens` is the estimate of its prompts, `most_input` and `most_output` what its lines can be billed for where the
+    run has a budget. `file`, `batch`, `output` and `errors` are the service's ids.
     """
 
     tag: str
@@ -152,6 +153,8 @@ class BatchRecord:
     count: int
     bytes: int
     tokens: int
+    most_input: int = 0
+    most_output: int = 0
     file: str | None = None
     batch: str | None = None
     output: str | None = None

@@ -69,6 +69,8 @@ OTHER: dict[str, str] = {
     "run.leave": "20%",
     "run.right_size": "p99",
     "run.max_outage": "7s",
+    "run.max_cost": "7",
+    "run.max_tokens_total": "7",
     "run.deadline": "7s",
     "run.fail_on": "never",
     "run.on_truncated": "fail",
@@ -114,6 +116,8 @@ def test_every_key_changes_the_run_by_its_class(tmp_path: Path, path: str, kind:
         overrides["deployments.0.model"] = "d"
     if path == "deployments.0.token":
         overrides["deployments.0.auth"] = "token"
+    if path == "run.max_cost":
+        overrides |= {"deployments.0.price.input": "1", "deployments.0.price.output": "1"}
     after = load(tmp_path, overrides)
     lines = difference(semantic(before), semantic(after))
     assert bool(lines) is (kind == "semantic")

@@ -197,7 +197,22 @@ def test_a_deployment_belongs_to_the_lane_that_it_says_or_to_the_runs(
 @pytest.mark.parametrize(
     ("sections", "path", "message"),
     [
-        ({"run": {"max_cost": 5}}, "run.max_cost", "is not available yet"),
+        (
+            {"run": {"max_cost": 5}},
+            "run.max_cost",
+            "needs the price of small: give `deployments.0.price.input`, dollars a million tokens (the built-in table",
+        ),
+        (
+            {"run": {"max_cost": 5}, "deployments": deployment(price={"output": 1})},
+            "run.max_cost",
+            "needs the price of small: give `deployments.0.price.input`, dollars a million tokens (the job leaves it",
+        ),
+        (
+            {"run": {"max_tokens_total": 5}, "operation": "chat", "request": {"messages": []}},
+            "run.max_tokens_total",
+            "needs a bound on answers: give `request.max_completion_tokens`",
+        ),
+        ({"run": {"max_tokens_total": 0}}, "run.max_tokens_total", "must be at least 1"),
         (
             {"request": {"input": "x", "stream": True}},
             "request.stream",

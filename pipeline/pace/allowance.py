@@ -1,0 +1,81 @@
+"""An allowance that is never passed: what is under way counts at its worst until it is known; pure, whole numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+DOLLAR = 10**12
+"""Units of a dollar. A token's price in them is a whole number, so that sums are exact."""
+BLOCKS = 100
+"""What is at risk is noted in hundredths of the allowance, so that not every request needs a note of its own."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Allowance:
+    """So many units, for the life of an output folder.
+
+    `spent` is what its committed rows have cost, `lost` what was, or may have been, billed without a row to show for
+    it, in earlier invocations; `secured` is what is noted as being at risk. All else is this invocation's: `reserved`
+    for requests under way, at their worst, `answered` by rows that are not committed yet, and `gone` like `lost`.
+    """
+
+    most: int
+    spent: int = 0
+    lost: int = 0
+    secured: int = 0
+    reserved: int = field(default=0, init=False)
+    answered: int = field(default=0, init=False)
+    gone: int = field(default=0, init=False)
+
+    @property
+    def used(self) -> int:
+        """What was spent, or may have been."""
+        return self.spent + self.lost + self.answered + self.gone
+
+    @property
+    def left(self) -> int:
+        """What may still be reserved."""
+        return self.most - self.used - self.reserved
+
+    def fits(self, worst: int) -> bool:
+        """Whether a request that costs at most so much may be sent."""
+        return worst <= self.left
+
+    def reserve(self, worst: int) -> None:
+        """Count a request that is about to be sent."""
+        self.reserved += worst
+
+    def release(self, worst: int) -> None:
+        """Count one that was not sent, or not billed."""
+        self.reserved -= worst
+
+    def answer(self, worst: int, cost: int) -> None:
+        """Count an answer, whose rows are about to be committed."""
+        self.reserved -= worst
+        self.answered += cost
+
+    def commit(self, cost: int) -> None:
+        """Count rows that are committed: what they cost is found there from now on."""
+        self.answered -= cost
+        self.spent += cost
+
+    def lose(self, worst: int, cost: int) -> None:
+        """Count what was, or may have been, billed without an answer."""
+        self.reserved -= worst
+        self.gone += cost
+
+    def to_secure(self, *, reserved: bool) -> int | None:
+        """What is to be noted as being at risk before anything is sent; None where the last note covers it.
+
+        A process that is killed leaves that note behind. `reserved`: requests under way are not noted elsewhere.
+        """
+        at_risk = self.gone + ((self.reserved + self.answered) if reserved else 0)
+        if at_risk <= self.secured:
+            return None
+        block = max(1, self.most // BLOCKS)
+        return max(at_risk, min(-(-at_risk // block) * block, self.most - self.spent - self.lost))
+
+    @property
+    def to_keep(self) -> int:
+        """What is lost for good when nothing is under way any more."""
+        return self.lost + self.gone + self.answered

@@ -1,0 +1,102 @@
+"""An allowance that is never passed."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from pipeline.pace.allowance import Allowance
+
+
+def test_what_is_under_way_counts_at_its_worst_until_it_is_known() -> None:
+    allowance = Allowance(most=100, spent=10, lost=5)
+    assert allowance.left == 85
+    assert allowance.fits(85)
+    assert not allowance.fits(86)
+    allowance.reserve(80)
+    assert (allowance.left, allowance.fits(5), allowance.fits(6)) == (5, True, False)
+    allowance.answer(80, 20)
+    assert (allowance.used, allowance.left) == (35, 65)
+    allowance.commit(20)
+    assert (allowance.used, allowance.spent, allowance.left) == (35, 30, 65)
+
+
+def test_what_was_not_billed_is_given_back_and_what_may_have_been_is_gone() -> None:
+    allowance = Allowance(most=100)
+    allowance.reserve(30)
+    allowance.release(30)
+    assert allowance.left == 100
+    allowance.reserve(30)
+    allowance.lose(30, 30)
+    allowance.reserve(30)
+    allowance.lose(30, 7)
+    assert (allowance.left, allowance.used, allowance.to_keep) == (63, 37, 37)
+
+
+def test_nothing_is_left_of_an_allowance_that_was_lowered() -> None:
+    allowance = Allowance(most=10, spent=50)
+    assert allowance.left == -40
+    assert not allowance.fits(0)
+
+
+@pytest.mark.parametrize("reserved", [True, False])
+def test_what_is_at_risk_is_noted_before_it_can_be_lost(reserved: bool) -> None:  # noqa: FBT001 - a table
+    allowance = Allowance(most=1000)
+    assert allowance.to_secure(reserved=reserved) is None
+    allowance.reserve(7)
+    assert allowance.to_secure(reserved=reserved) == (10 if reserved else None)  # a hundredth of it
+    allowance.secured = 10
+    allowance.reserve(3)
+    assert allowance.to_secure(reserved=reserved) is None
+    allowance.lose(7, 7)
+    allowance.reserve(8)
+    assert allowance.to_secure(reserved=reserved) == (20 if reserved else None)
+    allowance.secured = 0
+    assert allowance.to_secure(reserved=reserved) == (20 if reserved else 10)
+
+
+def test_no_more_is_noted_than_there_is_but_all_of_what_is_at_risk() -> None:
+    allowance = Allowance(most=1050, spent=1000)
+    allowance.reserve(45)
+    assert allowance.to_secure(reserved=True) == 50
+    allowance = Allowance(most=3)
+    allowance.reserve(2)
+    assert allowance.to_secure(reserved=True) == 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_order_of_events_and_no_kill_passes_it(seed: int) -> None:
+    """Costs are at most what was reserved; a kill leaves committed rows and the last note behind."""
+    dice = random.Random(seed)
+    most, truly = 10_000, 0
+    lost, spent, noted = 0, 0, 0
+    for _ in range(dice.randint(1, 5)):
+        allowance = Allowance(most=most, spent=spent, lost=lost + noted)
+        lost, noted = allowance.lost, 0
+        flying: list[int] = []
+        unkept: list[int] = []
+        for _ in range(200):
+            worst = dice.randint(1, 400)
+            if allowance.fits(worst) and dice.random() < 0.6:
+                allowance.reserve(worst)
+                secured = allowance.to_secure(reserved=True)
+                if secured is not None:
+                    allowance.secured = noted = secured
+                flying.append(worst)
+            elif flying:
+                sent = flying.pop(dice.randrange(len(flying)))
+                cost = dice.randint(0, sent)
+                truly += cost
+                if dice.random() < 0.2:
+                    allowance.lose(sent, sent)
+                else:
+                    allowance.answer(sent, cost)
+                    unkept.append(cost)
+            elif unkept:
+                cost = unkept.pop()
+                allowance.commit(cost)
+                spent += cost
+        truly += sum(flying)  # killed: all of them were billed in full
+        assert truly <= most
+    assert truly > most * 0.5
