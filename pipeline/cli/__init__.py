@@ -17,6 +17,7 @@ from pipeline.cli.endings import INTERRUPTED, USAGE, end_quietly, ending, have_s
 _HELP = {
     "init": "Write a commented job file that runs.",
     "validate": "Check job files and show the first rows as they would be sent.",
+    "plan": "Say how many requests, tokens, dollars and minutes a run would take.",
     "doctor": "Check network, credentials, deployments and disk for a job.",
     "run": "Run a job, or continue it.",
     "status": "Show how far a run is: counts, rate, throttling, cost.",

@@ -38,7 +38,7 @@ def command(
     Nothing is sent and nothing is written. Every problem is reported at once, as FILE:LINE:COL: path: what is wrong,
     and the exit code is then 2.
     """
-    reports = [_report(path, overrides=dict(overrides), simulate=simulate, show=show) for path in job_files]
+    reports = [checked(path, overrides=dict(overrides), simulate=simulate, show=show) for path in job_files]
     if as_json:
         echo_json({"ok": not any(report["problems"] for report in reports), "jobs": reports})
     for report in reports:
@@ -53,7 +53,7 @@ def command(
     return USAGE if any(report["problems"] for report in reports) else 0
 
 
-def _report(path: Path, *, overrides: dict[str, str], simulate: bool, show: int) -> dict[str, Any]:
+def checked(path: Path, *, overrides: dict[str, str], simulate: bool, show: int) -> dict[str, Any]:
     """Say of one job file what is wrong with it, or what it does."""
     from pipeline.sources import SourceError  # noqa: PLC0415 - for a command that reads
     from pipeline.views.preview import output_problem, preview  # noqa: PLC0415

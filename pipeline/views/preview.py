@@ -141,7 +141,12 @@ def preview_lines(report: Mapping[str, Any]) -> list[str]:
         ],
         ("output", plain(report["output"])),
     ]
-    lines = [f"{plain(report['file'])}: ok", *[f"  {line}" for line in table(facts)]]
+    return [f"{plain(report['file'])}: ok", *[f"  {line}" for line in table(facts)], *shown_rows(report)]
+
+
+def shown_rows(report: Mapping[str, Any]) -> list[str]:
+    """Lay out the rows of a preview as they would be sent."""
+    lines: list[str] = []
     for row in report["rows"]:
         if "error" in row:
             error = row["error"]

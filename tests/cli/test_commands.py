@@ -15,7 +15,20 @@ from pipeline import operations
 from pipeline.cli import main
 from tests.cli.bench import Bench
 
-COMMANDS = ["init", "validate", "doctor", "run", "status", "errors", "show", "export", "verify", "simulate", "schema"]
+COMMANDS = [
+    "init",
+    "validate",
+    "plan",
+    "doctor",
+    "run",
+    "status",
+    "errors",
+    "show",
+    "export",
+    "verify",
+    "simulate",
+    "schema",
+]
 HEAVY = ["pyarrow", "pydantic", "jinja2", "structlog", "rich", "anyio", "azure", "httpx", "yaml"]
 
 

@@ -209,7 +209,9 @@ def _response(asked: Asked, place: Place, occasion: Occasion, output: _Output) -
     body = asked.body
     reason = output.incomplete_reason
     echoed = {name: default if body.get(name) is None else body[name] for name, default in _ECHOED.items()}
-    prompt = 3 + estimated_tokens(body.get("instructions") or "") + sum(3 + estimated_tokens(t) for t in asked.texts)
+    instructions = body.get("instructions")
+    texts = (instructions, *asked.texts) if instructions else asked.texts  # instructions are a message, as any other
+    prompt = 3 + sum(3 + estimated_tokens(text) for text in texts)
     answered = output.tokens + output.reasoning_tokens
     response = {
         "id": f"resp_{asked.keys[0]}",
