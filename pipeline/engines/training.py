@@ -22,14 +22,13 @@ from pipeline.errors import (
     StorageError,
 )
 from pipeline.job.spec import is_azure
-from pipeline.job.training import asked_of, validation_of
+from pipeline.job.training import asked_of, training_usd
 from pipeline.lanes.stop import Stop, Stopped
 from pipeline.lanes.tuning import TuningLane, TuningRules
 from pipeline.log import Event, EventLog, Level
-from pipeline.plan.examples import ExampleRules, Examples, write_examples
+from pipeline.plan.examples import Examples, example_rules, second_input, write_examples
 from pipeline.service.address import Family, address
 from pipeline.service.pool import Pool, open_pool
-from pipeline.sources import SourceError, open_source
 from pipeline.store.earlier import note_run
 from pipeline.store.files import private_folder, sha256_of, storage
 from pipeline.store.journal import Journal
@@ -84,7 +83,7 @@ class Training:
     async def go(self, known: Earlier | None, transport: Transport | None) -> Summary:
         """Take the training as far as it goes, and say what came of it."""
         job, self.began = self.job, self.clock.now()
-        second = await to_thread.run_sync(self._second)
+        second = await to_thread.run_sync(lambda: second_input(self.job))
         private_folder(self.layout.training)
         await to_thread.run_sync(self._check_input, known, second)
         async with (
@@ -139,31 +138,14 @@ class Training:
 
     # -- the input ---------------------------------------------------------------------------------------------------
 
-    def _second(self) -> Source | None:
-        """Open the validation input, where it is one of its own. Raises SourceError."""
-        path = validation_of(self.job).path
-        if path is None:
-            return None
-        try:
-            return open_source((str(path),), format=self.job.input.format, columns=self.job.input.columns)
-        except SourceError as error:
-            raise SourceError(f"request.validation: {error}") from error
-
-    def _rules(self, second: Source | None) -> ExampleRules:
-        request = self.job.request
-        seed = request.get("seed")
-        return ExampleRules(
-            id_column=self.job.input.id,
-            share=validation_of(self.job).share,
-            seed=seed if type(seed) is int else 0,
-            on_duplicate=request.get("on_duplicate") or "fail",
-            epochs=_epochs(asked_of(request)),
-            second=second,
-        )
-
     def _examples(self, second: Source | None, *, tag: str) -> Examples:
         return write_examples(
-            self.source, self.operation, self._rules(second), folder=self.layout.training, tag=tag, beat=self._beat
+            self.source,
+            self.operation,
+            example_rules(self.job, second),
+            folder=self.layout.training,
+            tag=tag,
+            beat=self._beat,
         )
 
     def _beat(self) -> None:
@@ -258,6 +240,7 @@ class Training:
             reason=ending.reason,
             exit_code=ending.exit_code,
             rows=self.rows,
+            cost_usd=None if record is None else training_usd(self.job, record.trained_tokens),
             seconds=round(self.clock.now() - self.began, 3),
             output=str(self.layout.root),
             job=self.job.name,
@@ -364,15 +347,3 @@ def _said(mistake: Mistake) -> str:
     name = "" if mistake.id is None else f" ({str(mistake.id)[:40]})"
     where = "" if mistake.where is None else f"{mistake.where} "
     return f"{where}row {mistake.ordinal}{name}: {mistake.error.code}: {mistake.error.message}"
-
-
-def _epochs(asked: dict[str, object]) -> int | None:
-    """How many epochs are asked for, where that is a number."""
-    method = asked.get("method")
-    kind = method.get(str(method.get("type"))) if isinstance(method, dict) else None
-    for holder in (kind, asked):
-        figures = holder.get("hyperparameters") if isinstance(holder, dict) else None
-        epochs = figures.get("n_epochs") if isinstance(figures, dict) else None
-        if type(epochs) is int:
-            return epochs
-    return None

@@ -318,6 +318,9 @@ class Price(Section):
         default_text="`input`",
         doc="A million tokens of input that the service found in its cache.",
     )
+    training: Dollars | None = declare(
+        None, kind="operational", type_text="dollars", doc="Fine-tuning: a million tokens trained, over all epochs."
+    )
 
 
 _LOOPBACK = re.compile(r"localhost|127(?:\.\d{1,3}){3}|::1")

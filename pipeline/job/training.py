@@ -66,6 +66,26 @@ def asked_of(request: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in request.items() if name in SENT_FIELDS and value is not None}
 
 
+def epochs_of(request: Mapping[str, Any]) -> int | None:
+    """How many times a training sees each example; None where the service chooses."""
+    method = request.get("method")
+    kind = method.get(str(method.get("type"))) if isinstance(method, Mapping) else None
+    for holder in (kind, request):
+        figures = holder.get("hyperparameters") if isinstance(holder, Mapping) else None
+        epochs = figures.get("n_epochs") if isinstance(figures, Mapping) else None
+        if type(epochs) is int and epochs > 0:
+            return epochs
+    return None
+
+
+def training_usd(job: Job, tokens: int | None) -> float | None:
+    """Dollars of so many trained tokens, over all epochs; None where they, or `price.training`, are not known."""
+    price = job.deployments[0].price
+    if tokens is None or price is None or price.training is None:
+        return None
+    return tokens * price.training / 1_000_000
+
+
 def training_problems(
     request: Mapping[str, Any], deployments: tuple[DeploymentSpec, ...], run: RunSpec | None
 ) -> Iterator[tuple[tuple[str | int, ...], str]]:

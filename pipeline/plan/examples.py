@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -10,13 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pipeline.errors import InputChangedError
+from pipeline.job.training import asked_of, epochs_of, validation_of
 from pipeline.model import BadRow, ErrorInfo, ErrorType, Item, Row
+from pipeline.sources import SourceError, open_source
 from pipeline.sources.base import Position
 from pipeline.sources.digest import RangeDigest
 from pipeline.store.files import TEMPORARY_SUFFIX, open_private, publish, storage
 from pipeline.store.training import ExamplesFile, Mistake
 
 if TYPE_CHECKING:
+    from pipeline.job.spec import Job
     from pipeline.operations.base import Operation
     from pipeline.sources.base import Source
 
@@ -56,12 +60,37 @@ class Examples:
     files: tuple[ExamplesFile, ...]
 
 
+def second_input(job: Job) -> Source | None:
+    """Open the validation input, where it is one of its own. Raises SourceError."""
+    path = validation_of(job).path
+    if path is None:
+        return None
+    try:
+        return open_source((str(path),), format=job.input.format, columns=job.input.columns)
+    except SourceError as error:
+        raise SourceError(f"request.validation: {error}") from error
+
+
+def example_rules(job: Job, second: Source | None) -> ExampleRules:
+    """Read the rules of a checked job."""
+    seed = job.request.get("seed")
+    return ExampleRules(
+        id_column=job.input.id,
+        share=validation_of(job).share,
+        seed=seed if type(seed) is int else 0,
+        on_duplicate=job.request.get("on_duplicate") or "fail",
+        epochs=epochs_of(asked_of(job.request)),
+        second=second,
+    )
+
+
 @dataclass(slots=True)
 class _File:
     """A file of examples that is being written."""
 
     path: Path
     file: BinaryIO
+    tokens_of: Callable[[Item], int]
     examples: int = 0
     bytes: int = 0
     tokens: int = 0
@@ -73,7 +102,7 @@ class _File:
         self.digest.update(line)
         self.examples += 1
         self.bytes += len(line)
-        self.tokens += item.tokens
+        self.tokens += self.tokens_of(item)
 
     def made(self) -> ExamplesFile:
         return ExamplesFile(
@@ -96,7 +125,7 @@ def write_examples(
         stack.enter_context(storage(f"writing examples into {folder}"))
         paths = [folder / f"{tag}.{kind}.jsonl" for kind in ("training", "validation")]
         stack.callback(_drop, paths)
-        files = [_File(path, stack.enter_context(open_private(_temporary(path)))) for path in paths]
+        files = [_File(path, stack.enter_context(open_private(_temporary(path))), own_tokens) for path in paths]
         reading = _Reading(operation, rules, files)
         reading.read(source, beat)
         if rules.second is not None:
@@ -114,6 +143,32 @@ def write_examples(
             whole=whole,
             files=tuple(file.made() for file in used),
         )
+
+
+def count_examples(
+    source: Source, operation: Operation, rules: ExampleRules, *, tokens: Callable[[Item], int]
+) -> Examples:
+    """Count what `write_examples` would write, `tokens` an example, and write nothing. Blocking.
+
+    Raises SourceError, InputChangedError.
+    """
+    with Path(os.devnull).open("wb") as nowhere:
+        files = [_File(Path(kind), nowhere, tokens) for kind in ("a.training", "a.validation")]
+        reading = _Reading(operation, rules, files)
+        reading.read(source, lambda: None)
+        if rules.second is not None:
+            reading.read_second(rules.second, lambda: None)
+        return Examples(
+            rows=reading.rows,
+            mistakes=tuple(reading.mistakes),
+            whole=tuple(reading.problems()),
+            files=tuple(file.made() for file in files),
+        )
+
+
+def own_tokens(item: Item) -> int:
+    """The tokens of an example by its model's tokenizer."""
+    return item.tokens
 
 
 class _Reading:

@@ -12,6 +12,7 @@ from pipeline import operations
 from pipeline.engines.tally import spent_usd
 from pipeline.job.budget import ANSWER_BOUNDS
 from pipeline.job.prices import AS_OF, SOURCE, rates
+from pipeline.job.training import TRAINING
 from pipeline.operations.base import Priced
 from pipeline.plan.forecast import likely_output, minutes, money, summed_quota
 from pipeline.plan.ranges import plan_rules
@@ -20,6 +21,7 @@ from pipeline.sources import open_source
 from pipeline.store.folder import Layout
 from pipeline.store.journal import JournalReader, Totals
 from pipeline.views.text import dollars, duration, plain, table
+from pipeline.views.training_plan import plan_training, training_plan_lines
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,6 +47,8 @@ def make_plan(job: Job, *, root: Path, limit: int | None, exact: bool, simulated
 
     `simulated`: tokens are counted as the simulator counts them. Raises SourceError, DamageError, StorageError.
     """
+    if job.operation == TRAINING:
+        return plan_training(job, root=root, simulated=simulated)
     with suppress(FileNotFoundError), JournalReader(Layout(root).journal) as reader:
         parts = [(part.first, part.last) for part in reader.parts()]
         found = _surveyed(job, reader.done, parts, limit=limit, exact=exact, simulated=simulated)
@@ -153,6 +157,8 @@ def _price(rate: Rate) -> dict[str, Any]:
 
 def plan_lines(report: Mapping[str, Any]) -> list[str]:
     """Lay a plan out for people."""
+    if "training" in report:
+        return training_plan_lines(report)
     facts = [
         ("rows", _rows(report)),
         ("requests", _figure(report["requests"])),

@@ -58,6 +58,58 @@ def test_a_rehearsal_takes_what_was_planned(bench: Bench, name: str, rows: str) 
     assert again["cost_usd"]["so_far"] == pytest.approx((3 * tokens["input"] + 7 * tokens["output"]) / 1e6)
 
 
+TRAINING_PRICE = ("--set", "deployments.0.price={training: 3}")
+
+
+def test_a_training_takes_the_tokens_and_dollars_that_were_planned(bench: Bench) -> None:
+    job = [str(JOBS / "train_titles.yaml"), "--set", f"output.path={bench.output}", *TRAINING_PRICE, "--simulate"]
+    plan = planned(bench, *job)
+    run = bench.call("run", *job, "--json", "--progress", "none")
+    assert run.exit_code == 0, run.output
+    summary = json.loads(run.stdout)
+    training = summary["training"]
+    assert plan["training"]["trained_tokens"] == training["trained_tokens"]
+    assert plan["training"]["examples"] == training["examples"]
+    assert plan["training"]["validation_examples"] == training["validation_examples"]
+    assert plan["cost_usd"]["likely"] == summary["cost_usd"] == pytest.approx(3e-6 * training["trained_tokens"])
+    again = planned(bench, *job)
+    assert again["cost_usd"] == {**plan["cost_usd"], "likely": None, "so_far": summary["cost_usd"]}
+    said = bench.call("plan", *job).stdout
+    assert "its training is done already: a run pays for no other" in said
+    assert "none more" in said
+
+
+def test_the_plan_of_a_training_says_what_it_does_not_know(bench: Bench) -> None:
+    job = [str(JOBS / "train_titles.yaml"), "--set", f"output.path={bench.output}"]
+    job += ["--set", "deployments.0.endpoint=https://x.openai.azure.com", "--set", "deployments.0.key=${TEST_KEY}"]
+    epochs = planned(bench, *job)["training"]
+    assert epochs["trained_tokens"] == 3 * epochs["tokens_an_epoch"]
+    assert "dollars   not known: give deployments.0.price.training" in bench.call("plan", *job).stdout
+    open_end = [*job, "--set", "request.method={type: supervised}", *TRAINING_PRICE]
+    assert planned(bench, *open_end)["training"]["trained_tokens"] is None
+    said = bench.call("plan", *open_end).stdout
+    assert "the service chooses how many epochs" in said
+    assert "an epoch, at $3 a million tokens trained" in said
+    assert "time      not known" in said
+
+
+def test_the_plan_of_a_training_names_what_a_run_would_refuse(bench: Bench) -> None:
+    bench.rows(["fine", "", "fine"])
+    job = [
+        str(JOBS / "train_titles.yaml"),
+        "--set",
+        f"input.path={bench.folder / 'rows.jsonl'}",
+        "--set",
+        "input.id=id",
+    ]
+    job += ["--set", "request.messages=[{role: user, content: '{{ question }}'}, {role: assistant, content: 'So.'}]"]
+    said = bench.call("plan", *job, "--simulate").stdout
+    assert "nothing will be uploaded before this is put right" in said
+    assert "training row 1: empty" in said
+    assert "row 2: duplicate: the example is that of row 0" in said
+    assert "a training needs at least 10" in said
+
+
 def test_nothing_is_written_and_nothing_is_sent(bench: Bench) -> None:
     before = sorted(bench.folder.rglob("*"))
     bench.environ["TEST_ENDPOINT"] = "http://127.0.0.1:9"

@@ -51,6 +51,7 @@ OTHER: dict[str, str] = {
     "deployments.0.price.input": "1",
     "deployments.0.price.output": "1",
     "deployments.0.price.cached_input": "1",
+    "deployments.0.price.training": "1",
     "output.path": "elsewhere",
     "output.columns": "[text]",
     "output.part_rows": "7",

@@ -212,7 +212,7 @@ def test_a_deployment_belongs_to_the_lane_that_it_says_or_to_the_runs(
             "run.max_tokens_total",
             "needs a bound on answers: give `request.max_completion_tokens`",
         ),
-        ({"run": {"max_tokens_total": 0}}, "run.max_tokens_total", "must be at least 1"),
+        ({"run": {"max_tokens_total": 0}}, "run.max_tokens_total", "must be greater than or equal to 1"),
         (
             {"request": {"input": "x", "stream": True}},
             "request.stream",

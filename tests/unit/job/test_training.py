@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.job.load import Draft, read
-from pipeline.job.training import TRAINING, asked_of, most_tokens, validation_of
+from pipeline.job.training import TRAINING, asked_of, epochs_of, most_tokens, validation_of
 
 CHAT: dict[str, Any] = {"messages": [{"role": "assistant", "content": "{{ text }}"}]}
 PAIR: dict[str, Any] = {
@@ -139,3 +139,18 @@ def test_an_example_has_as_many_tokens_as_its_model_takes(
 def test_what_is_asked_for_is_what_the_job_says_once() -> None:
     request = {**CHAT, "seed": 0, "suffix": None, "validation": "10%", "metadata": {"a": "b"}, "tools": []}
     assert asked_of(request) == {"seed": 0, "metadata": {"a": "b"}}
+
+
+@pytest.mark.parametrize(
+    ("request_", "epochs"),
+    [
+        ({}, None),
+        ({"hyperparameters": {"n_epochs": 4}}, 4),
+        ({"hyperparameters": {"n_epochs": "auto"}}, None),
+        ({"hyperparameters": {"n_epochs": -1}}, None),
+        ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"n_epochs": 2}}}, "hyperparameters": {}}, 2),
+        ({"method": {"type": "dpo", "supervised": {"hyperparameters": {"n_epochs": 2}}}}, None),
+    ],
+)
+def test_epochs_are_known_where_the_job_says_a_number(request_: dict[str, Any], epochs: int | None) -> None:
+    assert epochs_of(request_) == epochs
