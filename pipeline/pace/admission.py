@@ -28,6 +28,11 @@ FLOWED_S = 5.0
 """Seconds from which on what was taken in by provisioned throughput, once full, says what flows away."""
 STEER_S = 0.1
 """Seconds after which the rate of provisioned throughput is made anew, be it that no reply came."""
+TELLING = 3
+"""Requests that must have been let in before a refusal tells a rate that nobody knows ..."""
+TELLING_EARLY = 100
+"""... and before it does within the first minute: who begins in a minute that others filled finds little room, and a
+rate of so few is held for long."""
 _LEAST_S = 0.1
 REFUSED_SHARE = 0.1
 REFUSED_LEAST = 3
@@ -297,32 +302,28 @@ class Admission:
 
         A refusal that names a limit cuts that one; but where replies name its size, to which we keep, one or two within
         ten seconds are chance: a timer was late, or a way longer; and so where no limit is known and no wait is asked
-        for. Others cut the tighter one (tokens where machines are
-        provisioned) from a tenth, and three, of the last ten seconds' requests on. True means that there is reason, but
-        no rate.
+        for. Others cut the tighter one (tokens where machines are provisioned) from a tenth, and three, of the last ten
+        seconds' requests on. True means that there is reason, but no rate.
         """
         self.gate.pause(now, hint_s, sent_at=sent_at, random=random)
         for window, amount in ((self._refused, 1.0), (self._refused_tokens, tokens)):
             window.take(now, amount)
             window.sum(now)
+        if kind is ThrottleKind.UTILIZATION and self._is_steered(now, sent_at=sent_at, tokens=tokens):
+            return False
         match kind:
-            case ThrottleKind.UTILIZATION if self._is_steered(now, sent_at=sent_at, tokens=tokens):
-                pass
             case ThrottleKind.TOKENS:
-                if self._is_meant(now, self._tokens, hint_s):
-                    self._cut_tokens(now, hint_s, sent_at=sent_at, tokens=tokens, kind=kind)
+                meant, cut = self._is_meant(now, self._tokens, hint_s), self._cut_tokens
             case ThrottleKind.REQUESTS:
-                if self._is_meant(now, self._requests, hint_s):
-                    self._cut_requests(now, hint_s, sent_at=sent_at, kind=kind)
+                meant, cut = self._is_meant(now, self._requests, hint_s), self._cut_requests
             case _:
-                if not self._are_many(now):
-                    return False
-                if not self.is_known and kind is not ThrottleKind.UTILIZATION:
-                    return True
-                if self._tokens_are_tighter(tokens) or not self.is_known:
-                    self._cut_tokens(now, hint_s, sent_at=sent_at, tokens=tokens, kind=kind)
-                else:
-                    self._cut_requests(now, hint_s, sent_at=sent_at, kind=kind)
+                by_tokens = self._tokens_are_tighter(tokens) or not self.is_known
+                meant, cut = self._are_many(now), self._cut_tokens if by_tokens else self._cut_requests
+        if not meant:
+            return False
+        if not self._is_told(now, kind, tokens):
+            return not self.is_known
+        cut(now, hint_s, sent_at=sent_at, tokens=tokens, kind=kind)
         return False
 
     def utilized(self, now: float, share: float, mark: Mark) -> bool:
@@ -360,6 +361,25 @@ class Admission:
         if sent_at >= self._steered_at + RECENT_S and self._are_many(now):
             self._steered_at = now + MINUTE_S
         return self._steer(now)
+
+    def _is_told(self, now: float, kind: ThrottleKind, tokens: float) -> bool:
+        """Whether a refusal tells a rate: one is known already, or enough was let in and it says which.
+
+        Otherwise it may be others, or an earlier run, who used the quota up: the gate waits for that to be over.
+        """
+        if kind is ThrottleKind.REQUESTS:
+            return self._requests.paced is not None or (
+                self._spent_s(now, RECENT_S) >= REQUEST_SPAN_S
+                and self._recent.sum(now) - self._refused.sum(now) >= TELLING
+            )
+        if kind in {ThrottleKind.TOKENS, ThrottleKind.UTILIZATION}:
+            return self._tokens.paced is not None or self._let_in_enough(now, kind, tokens)
+        return self.is_known
+
+    def _let_in_enough(self, now: float, kind: ThrottleKind, tokens: float) -> bool:
+        let_in = self._cost.mark(now).minute - self._refused_tokens.sum(now)
+        early = kind is ThrottleKind.TOKENS and self._spent_s(now, MINUTE_S) < MINUTE_S
+        return let_in >= (TELLING_EARLY if early else TELLING) * tokens
 
     def _are_many(self, now: float) -> bool:
         return self._refused.sum(now) >= max(REFUSED_LEAST, REFUSED_SHARE * self._recent.sum(now))
@@ -472,7 +492,10 @@ class Admission:
             self._full = now, taken_in
         return (taken_in - before) * MINUTE_S / gone_s
 
-    def _cut_requests(self, now: float, hint_s: float | None, *, sent_at: float, kind: ThrottleKind) -> None:
+    def _cut_requests(
+        self, now: float, hint_s: float | None, *, sent_at: float, tokens: float, kind: ThrottleKind
+    ) -> None:
+        del tokens  # a request is one, however large
         spent_s = self._spent_s(now, RECENT_S)
         open_s = spent_s - self.gate.closed_s(now, RECENT_S)
         sent = self._recent.sum(now)

@@ -147,7 +147,7 @@ class Rate:
             return False
         if self._may_be_chance(now, lately, unhinted=unhinted) and cool_down_s <= COOL_DOWN_S and not certain:
             return False
-        known = passed if self.per_minute is None else self.per_minute
+        known = max(least, passed) if self.per_minute is None else self.per_minute
         wanted = self._found(now, known, passed, admitted, least)
         self._cut_to(now, known, max(wanted, min(least, self._ceiling or least)), cool_down_s)
         return True

@@ -75,6 +75,11 @@ class Azure(httpx.AsyncBaseTransport):
         self._level, self._level_at = 0.0, self.clock.now()
         self._others_at = self.clock.now() - MINUTE_S
 
+    def fill(self, tokens: int, *, ago_s: float) -> None:
+        """Have others use tokens of the first minute, so long before it began."""
+        self._minute.append((self.began - ago_s, tokens))
+        self._spent += tokens
+
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         tokens = int(await request.aread())
         await self.clock.sleep(WAY_S + self._chance.expovariate(1 / 0.002))

@@ -12,6 +12,7 @@ import pytest
 from simulation.azure import Azure, Quota, Stated
 from simulation.scenarios import SCENARIOS, Measured, Scenario, measure_virtually
 
+from pipeline.clock import Clock
 from pipeline.errors import StoppedEarlyError
 
 
@@ -167,6 +168,59 @@ def test_an_outage_longer_than_allowed_ends_the_run_and_fails_no_row() -> None:
     said = re.search(r"nothing for (\d+) s", str(measured.ran.ended))
     assert said is not None
     assert 1800 < int(said[1]) < 1870, "the first probe after half an hour"
+
+
+CALL, TOKEN, DEMAND = "exceeded call rate limit", "exceeded token rate limit", "high demand"
+BUSY = {"azure-openai-deployment-utilization": "101.0%"}
+
+
+@pytest.mark.parametrize("hint", [{"retry-after-ms": "5"}, {}], ids=["5 ms", "no hint"])
+@pytest.mark.parametrize(
+    ("said", "headers"),
+    [(CALL, {}), (TOKEN, {}), ("No.", {}), ("Too busy.", BUSY), (DEMAND, {})],
+    ids=["requests", "tokens", "unnamed", "utilization", "capacity"],
+)
+@pytest.mark.parametrize("workers", [1, 4, 64])
+def test_a_run_whose_first_call_is_refused_is_hardly_later_for_it(
+    workers: int, said: str, headers: dict[str, str], hint: dict[str, str]
+) -> None:
+    refusals = iter(
+        [httpx.Response(429, headers={**headers, **hint}, json={"error": {"code": "429", "message": said}})]
+    )
+    scenario = Scenario(
+        name="first refused",
+        make=lambda clock: {
+            "d": (
+                Azure(
+                    clock=clock,
+                    quota=Quota(requests_per_minute=600),
+                    fault=lambda _: next(refusals, None),
+                    names_limits=False,
+                    latency_s=0.02,
+                ),
+                Stated(),
+            )
+        },
+        ideal_s=180.0,
+        workers=workers,
+    )
+    measured = measure_virtually(scenario)
+    assert (measured.failed, measured.ran.left, measured.ran.ended) == (0, 0, None)
+    assert measured.time <= 1.15, f"not at a call a minute: {measured}"
+
+
+def test_a_minute_that_others_have_filled_is_no_rate_to_keep_to() -> None:
+    quota = Quota(requests_per_minute=6_000, tokens_per_minute=150_000)
+
+    def make(clock: Clock) -> dict[str, tuple[Azure, Stated]]:
+        azure = Azure(clock=clock, quota=quota, names_limits=False)
+        azure.fill(149_000, ago_s=20.0)
+        return {"d": (azure, Stated())}
+
+    measured = measure_virtually(Scenario(name="filled", make=make, ideal_s=300.0))
+    assert (measured.failed, measured.ran.left, measured.ran.ended) == (0, 0, None)
+    assert measured.time <= 1.2, str(measured)
+    assert measured.calls_per_row <= 1.02, str(measured)
 
 
 def test_a_scenario_is_the_same_each_time() -> None:

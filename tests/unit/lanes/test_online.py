@@ -616,6 +616,23 @@ KINDS: dict[str, tuple[str, str, dict[str, str]]] = {
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("workers", [1, 4])
+async def test_a_429_of_any_kind_is_waited_out_and_no_attempt_though_it_comes_first_and_often(
+    bench: Bench, kind: str, workers: int
+) -> None:
+    code, message, headers = KINDS[kind]
+    refused = refusal(429, code, message, {"retry-after-ms": "5", **headers})
+    bench.changes["run"] = {"workers": workers}
+    service = Service(lambda _, calls: refused if calls <= 6 else None)
+    with anyio.fail_after(30):
+        summary = await bench.run(service)
+    assert (summary.state, summary.rows.ok, summary.throttled) == ("complete", 3, 6)
+    bench.assert_rows(range(3))
+    assert {row["request"]["attempts"] for row in bench.table()} == {1}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", KINDS)
 async def test_a_429_of_any_kind_that_asks_for_a_day_ends_the_run_and_says_when_to_come_back(
     bench: Bench, kind: str
 ) -> None:

@@ -205,14 +205,48 @@ def test_refusals_that_name_no_limit_cut_from_a_tenth_and_three_on(
 
 def test_where_no_limit_is_known_a_named_refusal_says_what_a_minute_holds() -> None:
     admission = Admission(requests_per_minute=None, tokens_per_minute=None)
-    now = spend(admission, 0.0, 5.0)
+    now = spend(admission, 0.0, 10.2)
     refuse(admission, now, ThrottleKind.TOKENS)
-    assert admission.tokens_per_minute == pytest.approx(0.99 * 4900)
+    assert admission.tokens_per_minute == pytest.approx(0.99 * 10_100)
     assert admission.is_known
     slices = Admission(requests_per_minute=None, tokens_per_minute=None)
     now = spend(slices, 0.0, 5.0)
     refuse(slices, now, ThrottleKind.REQUESTS)
     assert slices.requests_per_minute == pytest.approx(0.99 * 49 * 12)
+
+
+@pytest.mark.parametrize(
+    ("kind", "seconds", "let_in", "told"),
+    [
+        (ThrottleKind.REQUESTS, 0.5, 3, False),
+        (ThrottleKind.REQUESTS, 5.0, 0, False),
+        (ThrottleKind.REQUESTS, 5.0, 2, False),
+        (ThrottleKind.REQUESTS, 5.0, 3, True),
+        (ThrottleKind.TOKENS, 5.0, 99, False),
+        (ThrottleKind.TOKENS, 5.0, 100, True),
+        (ThrottleKind.TOKENS, 60.0, 2, False),
+        (ThrottleKind.TOKENS, 60.0, 3, True),
+    ],
+)
+def test_a_refusal_tells_no_rate_where_too_little_was_let_in_to_know_it(
+    kind: ThrottleKind, seconds: float, let_in: int, *, told: bool
+) -> None:
+    admission = Admission(requests_per_minute=None, tokens_per_minute=None)
+    admission.take(0.0, 0)
+    admission.give_back(0.0, 0)
+    for _ in range(let_in + 1):
+        admission.take(seconds - 0.1, 100)
+    assert refuse(admission, seconds, kind) is not told, "fewer at once, instead"
+    assert admission.is_known is told
+
+
+@pytest.mark.parametrize("kind", [ThrottleKind.UTILIZATION, ThrottleKind.UNNAMED])
+def test_refusals_of_all_that_was_sent_tell_no_rate(kind: ThrottleKind) -> None:
+    admission = Admission(requests_per_minute=None, tokens_per_minute=None)
+    for number in range(12):
+        admission.take(0.1 * number, 100)
+        refuse(admission, 0.1 * number + 0.05, kind, hint_s=0.005)
+    assert not admission.is_known
 
 
 def test_where_no_limit_is_known_an_unnamed_refusal_asks_for_fewer_at_once() -> None:
