@@ -304,7 +304,7 @@ class _Run:
                     stop=self.stop,
                     tally=tally,
                     pulse=pulse,
-                    waits_until=pool.waits_until,
+                    waits_until=lambda: lane.waits_until,
                     works=lambda: plan.is_reading or lane.works_long,
                     limit_s=limit_s(job.run.timeout_s),
                     grace_s=job.run.grace_s,

@@ -25,6 +25,7 @@ from pipeline.store.journal import JournalReader
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pipeline.clock import Clock
     from pipeline.store.summary import Summary
 
 MODELS = {"chat": "gpt-4o-mini", "responses": "gpt-4o-mini", "embeddings": "text-embedding-3-small"}
@@ -122,13 +123,19 @@ class BatchScene:
         return path
 
     async def run(
-        self, *, wait: bool = True, transport: httpx.AsyncBaseTransport | None = None, **keys: Any
+        self,
+        *,
+        wait: bool = True,
+        transport: httpx.AsyncBaseTransport | None = None,
+        clock: Clock | None = None,
+        **keys: Any,
     ) -> Summary:
         """Run the job, or continue it."""
         job = load_job(self.write_job(**keys), environ={**os.environ, "K": "k"}, operations=names())
         return await run_job(
             job,
             options=RunOptions(wait=wait),
+            clock=clock,
             transport=transport,
             listener=lambda event: self.events.append(dict(event)),
             dice=lambda: 0.0,

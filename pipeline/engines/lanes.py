@@ -85,7 +85,7 @@ def make_lane(
             plan=plan,
             source=source,
             plan_rules=plan_rules,
-            places=batch_places(job, batch_pool),
+            places=batch_places(job, batch_pool, pulse=pulse),
             journal=journal,
             findings=findings,
             commits=commits,

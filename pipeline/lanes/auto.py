@@ -56,6 +56,12 @@ class AutoLane:
         return self._batch.works_long or self._online.works_long
 
     @property
+    def waits_until(self) -> float | None:
+        """To when either lane knowingly waits; None where neither does."""
+        waits = (self._batch.waits_until, self._online.waits_until)
+        return max((until for until in waits if until is not None), default=None)
+
+    @property
     def unwritten(self) -> int:
         """Rows that were answered, and could not be written."""
         return self._batch.unwritten + self._online.unwritten

@@ -20,6 +20,10 @@ class Lane(Protocol):
         """Whether a thread works on a row for long without anything else getting done."""
 
     @property
+    def waits_until(self) -> float | None:
+        """To when something is knowingly waited for, monotonic seconds; None where nothing is."""
+
+    @property
     def unwritten(self) -> int:
         """Rows that were answered, and could not be written."""
 

@@ -153,7 +153,7 @@ class BatchLane:
         self._pulling = False
         self._rows_taken = 0
         self._tokens_taken = 0
-        self._sleeping: set[anyio.CancelScope] = set()
+        self._sleeping: dict[anyio.CancelScope, float] = {}
         self._changed = anyio.Event()
         self.drained = anyio.Event()
 
@@ -175,6 +175,11 @@ class BatchLane:
     def works_long(self) -> bool:
         """Whether a file is on its way, which may take long without anything else getting done."""
         return self._moving > 0
+
+    @property
+    def waits_until(self) -> float | None:
+        """To when a look at a batch, or room for one, is waited for; None where nothing is."""
+        return max(self._sleeping.values(), default=None)
 
     @property
     def unwritten(self) -> int:
@@ -953,11 +958,11 @@ class BatchLane:
     async def _pause(self, seconds: float) -> None:
         """Wait, unless everything is pulled back meanwhile."""
         with self._stop.waiting(), anyio.CancelScope() as scope:
-            self._sleeping.add(scope)
+            self._sleeping[scope] = self._clock.now() + seconds
             try:
                 await self._clock.sleep(seconds)
             finally:
-                self._sleeping.discard(scope)
+                self._sleeping.pop(scope, None)
 
     async def _park(self, record: BatchRecord, *, come_back_s: float) -> None:
         """Note that a batch can only be waited for; where the run is not to wait, end it when that holds for all."""

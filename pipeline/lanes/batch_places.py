@@ -13,11 +13,12 @@ from pipeline.service.batch_api import endpoint_of
 
 if TYPE_CHECKING:
     from pipeline.job.spec import Job
+    from pipeline.lanes.pulse import Pulse
     from pipeline.service.pool import Pool
 
 
-def batch_places(job: Job, pool: Pool) -> tuple[BatchPlace, ...]:
-    """Give a place for each of the pool's deployments."""
+def batch_places(job: Job, pool: Pool, *, pulse: Pulse) -> tuple[BatchPlace, ...]:
+    """Give a place for each of the pool's deployments. `pulse` beats at the end of each call's attempt."""
     enqueued = {spec.name: spec.enqueued_tokens for spec in job.deployments}
     places = []
     for deployment in pool.deployments:
@@ -26,7 +27,7 @@ def batch_places(job: Job, pool: Pool) -> tuple[BatchPlace, ...]:
         places.append(
             BatchPlace(
                 name=deployment.name,
-                api=deployment.batch_api(),
+                api=deployment.batch_api(attempted=pulse.beat),
                 # A line's body names the deployment in every family: its path does not.
                 target=replace(deployment.target, body_model=deployment.target.deployment),
                 url=url,

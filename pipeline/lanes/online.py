@@ -189,6 +189,11 @@ class OnlineLane:
         return self._cuts > 0
 
     @property
+    def waits_until(self) -> float | None:
+        """To when requests wait by the quotas, gates and outages of their deployments; None where none waits."""
+        return self._pool.waits_until()
+
+    @property
     def unwritten(self) -> int:
         """Rows that were answered, and could not be written."""
         return self._commits.unwritten

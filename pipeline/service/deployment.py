@@ -142,15 +142,15 @@ class Deployment:
         """Scheme, host and port of what it is asked at."""
         return self._address.origin
 
-    def batch_api(self) -> BatchApi:
-        """Its resource's files and batches."""
-        return self._resource(BatchApi)
+    def batch_api(self, *, attempted: Callable[[], None] = lambda: None) -> BatchApi:
+        """Its resource's files and batches. `attempted` is called at the end of each attempt of a call."""
+        return self._resource(BatchApi, attempted)
 
-    def tuning_api(self) -> TuningApi:
-        """Its resource's files and trainings."""
-        return self._resource(TuningApi)
+    def tuning_api(self, *, attempted: Callable[[], None] = lambda: None) -> TuningApi:
+        """Its resource's files and trainings, likewise."""
+        return self._resource(TuningApi, attempted)
 
-    def _resource(self, kind: type[_Api]) -> _Api:
+    def _resource(self, kind: type[_Api], attempted: Callable[[], None]) -> _Api:
         return kind(
             address=self._address,
             wire=self._wire,
@@ -158,6 +158,7 @@ class Deployment:
             headers=self._headers,
             clock=self._clock,
             random=self._random,
+            attempted=attempted,
         )
 
     @property

@@ -33,6 +33,8 @@ TRIES = 8
 """Attempts of a call that changes nothing, or that may be made twice."""
 LONGEST_PAUSE_S = 60.0
 """Seconds; the longest pause between those that no reply asked for."""
+LONGEST_HINT_S = 120.0
+"""Seconds; where a reply asks for a longer pause the call is given up: whoever made it knows how long that may be."""
 _CHUNK_BYTES = 1 << 18
 _PAGE = 100
 _MOST_PAGES = 200
@@ -84,8 +86,10 @@ class ResourceApi:
         headers: Mapping[str, str],
         clock: Clock,
         random: Callable[[], float],
+        attempted: Callable[[], None] = lambda: None,
     ) -> None:
-        """`random` gives numbers from 0 to 1."""
+        """`random` gives numbers from 0 to 1; `attempted` is called at the end of each attempt."""
+        self._attempted = attempted
         self._address = address
         self._wire = wire
         self._credentials = credentials
@@ -144,7 +148,7 @@ class ResourceApi:
                 if not size or to.tell() == size:
                     return
                 error = _bad_reply(f"the file {name} came with {to.tell()} bytes of {size}")
-            if attempt + 1 == TRIES:
+            if attempt + 1 == TRIES or _asked_pause_s(reply) > LONGEST_HINT_S:
                 raise LostError(error)
             await self._pause(reply, attempt)
 
@@ -202,7 +206,7 @@ class ResourceApi:
                 raise RefusedCallError(error)
             # What was refused for being too early was not carried out; of a fault nobody knows.
             lost = not (isinstance(reply, Reply) and reply.status == _TOO_MANY)
-            if (once and lost) or attempt + 1 == TRIES:
+            if (once and lost) or attempt + 1 == TRIES or _asked_pause_s(reply) > LONGEST_HINT_S:
                 raise LostError(error)
             await self._pause(reply, attempt)
         raise AssertionError("the last attempt returns or raises")
@@ -231,14 +235,20 @@ class ResourceApi:
         headers = {"accept": "application/json", **self._headers, **await self._credentials.headers()}
         if body is not None:
             headers["content-type"] = content_type
-        return await self._wire.transfer(
-            method, self._address.management_url(path, query or {}), headers, body, timeout_s=limit_s, sink=sink
-        )
+        url = self._address.management_url(path, query or {})
+        reply = await self._wire.transfer(method, url, headers, body, timeout_s=limit_s, sink=sink)
+        self._attempted()
+        return reply
 
     async def _pause(self, reply: Reply | NoReply, attempt: int) -> None:
-        hint_s = getattr(classify(reply), "hint_s", None)
+        hint_s = _asked_pause_s(reply)
         jitter_s = full_jitter(attempt, self._random)
-        await self._clock.sleep(min(LONGEST_PAUSE_S, jitter_s) if hint_s is None else hint_s + jitter_s)
+        await self._clock.sleep(hint_s + jitter_s if hint_s else min(LONGEST_PAUSE_S, jitter_s))
+
+
+def _asked_pause_s(reply: Reply | NoReply) -> float:
+    """Seconds that a reply asks to wait for; zero where it does not."""
+    return getattr(classify(reply), "hint_s", None) or 0.0
 
 
 def whole(content: bytes) -> Pieces:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 ATTEMPTS_A_FILE = 20_000
 _MEDIA_FILE = re.compile(r"\d{12,}\.[A-Za-z0-9]+")
+_TAG = re.compile(r"[0-9a-f]{16}")
 _PART = re.compile(r"part-(\d{12,})-(\d{12,})\.parquet")
 
 
@@ -228,6 +229,14 @@ def remove_strays(layout: Layout, reader: JournalReader) -> list[str]:
                 with storage(f"removing {name}"):
                     path.unlink()
                 removed.append(name)
+    if layout.batches.is_dir():
+        tags = {record.tag for record in reader.batches()}
+        for path in sorted(layout.batches.iterdir()):
+            tag, _, kind = path.name.partition(".")
+            if _TAG.fullmatch(tag) and (tag not in tags or kind.endswith(("tmp", "part"))):
+                with storage(f"removing {path.name}"):
+                    path.unlink()
+                removed.append(f"{layout.batches.name}/{path.name}")
     return removed
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from batch_scene import BatchScene
+from chaos.report import record
 from killer import between, run_to_the_end
 
 KILLS = int(os.environ.get("PIPELINE_BATCH_KILLS", "24"))
@@ -24,4 +25,10 @@ def test_no_batch_is_submitted_twice_and_no_result_stays_unread(tmp_path: Path) 
     place.assert_each_row_once()
     assert len(killer.points) == codes.count(-signal.SIGKILL)
     assert len(killer.points) >= min(KILLS, 40)
+    record(
+        fault="F24",
+        what="SIGKILL before and after each call of the batch lane",
+        tried=len(killer.points),
+        notes=f"{len({(kind, moment) for kind, _, moment in killer.points})} kinds of moments",
+    )
     print(f"{len(killer.points)} kills at {Counter(f'{moment} {kind}' for kind, _, moment in killer.points)}")

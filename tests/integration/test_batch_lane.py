@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import httpx
 import pytest
 from batch_scene import BatchScene, text_of
 
+from pipeline.clock import SystemClock, Timer
 from pipeline.store.verify import verify_folder
 
 pytestmark = pytest.mark.anyio
@@ -154,6 +158,52 @@ async def test_faults_of_calls_lose_nothing(tmp_path: Path, fault: str) -> None:
     place.assert_each_row_once()
 
 
+@pytest.mark.parametrize("max_outage", ["30m", "3h"])
+async def test_an_hour_without_an_answer_to_any_look_loses_nothing_and_submits_nothing_twice(
+    tmp_path: Path, max_outage: str
+) -> None:
+    """The hour passes in six seconds: the run's clock is six hundred times as fast."""
+    place = scene(tmp_path, rows=20, run_keys={"poll": "60s", "max_outage": max_outage})
+    with place.served():
+        async with Down("batches/", seconds=6.0) as down:
+            summary = await place.run(transport=down, clock=FastClock(600))
+            if max_outage == "30m":
+                assert (summary.state, summary.exit_code, summary.rows.ok) == ("stopped", 4, 0), (
+                    summary.reason,
+                    down.refused,
+                )
+                assert "run the same command again" in (summary.reason or "")
+                assert down.refused >= 5
+                await anyio.sleep(4)
+                summary = await place.run(transport=down, clock=FastClock(600))
+            else:
+                assert down.is_over, (summary.reason, down.refused, summary.seconds)
+        assert (summary.state, summary.exit_code, summary.rows.ok) == ("complete", 0, 20), summary.reason
+    place.assert_each_row_once()
+    assert len(place.submitted()) == 1
+
+
+async def test_waiting_between_looks_is_no_stall_however_short_an_attempt_may_be(tmp_path: Path) -> None:
+    offline = {"in_progress_s": 2.0}
+    run_keys = {"poll": "10m", "timeout": "5s"}  # nothing done for 130 s would be a stall
+    place = scene(tmp_path, rows=20, simulator={"offline": offline}, run_keys=run_keys)
+    with place.served():
+        summary = await place.run(clock=FastClock(600))
+    assert (summary.state, summary.exit_code) == ("complete", 0), summary.reason
+    place.assert_each_row_once()
+
+
+async def test_a_pause_of_hours_that_a_look_is_answered_with_is_not_slept_through(tmp_path: Path) -> None:
+    place = scene(tmp_path, rows=20, run_keys={"poll": "60s", "max_outage": "30m"})
+    with place.served():
+        async with Down("batches/", seconds=60.0, retry_after="86400") as down:
+            summary = await place.run(transport=down, clock=FastClock(600))
+        assert (summary.state, summary.exit_code, summary.rows.ok) == ("stopped", 4, 0), summary.reason
+        assert (await place.run(clock=FastClock(600))).exit_code == 0
+    place.assert_each_row_once()
+    assert len(place.submitted()) == 1
+
+
 async def test_a_cut_output_file_is_fetched_again(tmp_path: Path) -> None:
     place = scene(tmp_path)
     with place.served():
@@ -270,6 +320,55 @@ class Refusing(httpx.AsyncBaseTransport):
         if request.method == self._wanted[0] and request.url.path.endswith(self._wanted[1]):
             await request.aread()
             return httpx.Response(self._status, json={"error": {"code": "forbidden", "message": "Not here."}})
+        return await self._inner.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+class FastClock(SystemClock):
+    """The machine's clock, so many times as fast."""
+
+    def __init__(self, speed: float) -> None:
+        self._speed = speed
+        self._began = super().now(), super().wall()
+
+    def now(self) -> float:
+        return super().now() * self._speed
+
+    def wall(self) -> float:
+        began, wall = self._began
+        return wall + (super().now() - began) * self._speed
+
+    async def sleep(self, seconds: float) -> None:
+        await super().sleep(seconds / self._speed)
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
+        loop = asyncio.get_running_loop()
+        return loop.call_later(max(0.0, when - self.now()) / self._speed, callback)
+
+
+class Down(httpx.AsyncBaseTransport):
+    """Answers 503 to every look at a part of the service, for so many seconds from the first."""
+
+    def __init__(self, path: str, *, seconds: float, retry_after: str | None = None) -> None:
+        self._headers = {} if retry_after is None else {"retry-after": retry_after}
+        self._path = path
+        self._seconds = seconds
+        self._since: float | None = None
+        self._inner = httpx.AsyncHTTPTransport()
+        self.refused = 0
+
+    @property
+    def is_over(self) -> bool:
+        return self._since is not None and time.monotonic() - self._since >= self._seconds
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if request.method == "GET" and self._path in request.url.path:
+            self._since = self._since or time.monotonic()
+            if not self.is_over:
+                self.refused += 1
+                return httpx.Response(503, headers=self._headers, json={"error": {"code": "503", "message": "Down."}})
         return await self._inner.handle_async_request(request)
 
     async def aclose(self) -> None:

@@ -12,7 +12,7 @@ import pytest
 from pipeline.errors import FolderHeldError, StorageError
 from pipeline.model import Outcome, OutputFile, RequestInfo, RowResult
 from pipeline.store.folder import Layout, hold_folder, is_running, remove_strays
-from pipeline.store.journal import Journal, JournalReader, Part, Span
+from pipeline.store.journal import BatchLine, BatchRecord, BatchStep, Journal, JournalReader, Part, Span
 from pipeline.store.media import write_media
 
 NOW = datetime(2026, 5, 17, 8, 30, tzinfo=UTC)
@@ -186,3 +186,35 @@ def test_a_file_of_a_row_that_is_not_done_is_removed_and_no_other(root: Path) ->
         removed = remove_strays(held, reader)
     assert removed == ["media/000000000004.mp3"]
     assert names(layout.media) == {"000000000003.mp3", "mine.txt"}
+
+
+def test_lines_and_results_of_a_batch_that_nobody_knows_are_removed_and_no_others(root: Path) -> None:
+    layout = take(root)
+    prepared(layout, parts=[], spans=[(0, 9)])
+    known, forgotten = "0123456789abcdef", "fedcba9876543210"
+
+    async def keep() -> None:
+        journal = Journal(layout.journal)
+        record = BatchRecord(
+            tag=known,
+            deployment="d",
+            step=BatchStep.SUBMITTED,
+            since=0.0,
+            endpoint="/v1/chat/completions",
+            count=1,
+            bytes=1,
+            tokens=1,
+        )
+        await journal.keep_batch(record, [BatchLine(tries=0, ordinals=(0,))])
+        await journal.close()
+
+    anyio.run(keep)
+    layout.batches.mkdir()
+    kept = {f"{known}.jsonl", f"{known}.output.jsonl", "mine.jsonl"}
+    gone = {f"{known}.output.part", f"{known}.tmp", f"{forgotten}.jsonl", f"{forgotten}.errors.jsonl"}
+    for name in kept | gone:
+        (layout.batches / name).touch()
+    with hold_folder(root, fresh=False, now=NOW) as held, JournalReader(held.journal) as reader:
+        removed = remove_strays(held, reader)
+    assert set(removed) == {f"batches/{name}" for name in gone}
+    assert names(layout.batches) == kept
