@@ -150,6 +150,7 @@ class BatchLane:
         self._parked: dict[str, float] = {}
         self._in_room: set[str] = set()
         self._moving = 0
+        self._settling = 0
         self._pulling = False
         self._rows_taken = 0
         self._tokens_taken = 0
@@ -254,6 +255,8 @@ class BatchLane:
                     self._wake()
                     if kept and not self._pulling:
                         continue
+                    # What one batch leaves to be asked again goes in one file, not in one a few hundred lines.
+                    await self._until(lambda: self._pulling or not self._settling)
                     await self._close_file(group)
                     if self._pulling or not self._following:
                         break
@@ -330,7 +333,12 @@ class BatchLane:
 
     async def _until_more(self, followers: int) -> None:
         """Wait until lines are to be sent again, or one batch fewer is followed."""
-        await self._until(lambda: self._pulling or self._file is not None or self._following != followers)
+        await self._until(lambda: self._pulling or self._is_file_due or self._following != followers)
+
+    @property
+    def _is_file_due(self) -> bool:
+        """Whether a file is begun that nobody adds lines to at present."""
+        return self._file is not None and not self._settling
 
     def _is_under_way(self, ordinal: int) -> bool:
         """Whether a row is in a batch of an earlier invocation."""
@@ -741,6 +749,21 @@ class BatchLane:
         group: TaskGroup,
     ) -> None:
         """Commit what lines came to, in the order of the rows, and write those anew that came to nothing."""
+        self._settling += 1
+        try:
+            await self._settle_all(place, record, lines, result_of, group)
+        finally:
+            self._settling -= 1
+            self._wake()
+
+    async def _settle_all(
+        self,
+        place: BatchPlace,
+        record: BatchRecord,
+        lines: Sequence[BatchLine],
+        result_of: Callable[[int], LineResult | None],
+        group: TaskGroup,
+    ) -> None:
         with self._journal.reader() as reader:
             spans = reader.spans()
             done = _done(reader, spans, lines)

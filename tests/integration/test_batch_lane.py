@@ -184,11 +184,11 @@ async def test_an_hour_without_an_answer_to_any_look_loses_nothing_and_submits_n
 
 
 async def test_waiting_between_looks_is_no_stall_however_short_an_attempt_may_be(tmp_path: Path) -> None:
-    offline = {"in_progress_s": 2.0}
-    run_keys = {"poll": "10m", "timeout": "5s"}  # nothing done for 130 s would be a stall
+    offline = {"in_progress_s": 1.0}
+    run_keys = {"poll": "200s", "timeout": "5s"}  # nothing done for 130 s would be a stall
     place = scene(tmp_path, rows=20, simulator={"offline": offline}, run_keys=run_keys)
     with place.served():
-        summary = await place.run(clock=FastClock(600))
+        summary = await place.run(clock=FastClock(30))
     assert (summary.state, summary.exit_code) == ("complete", 0), summary.reason
     place.assert_each_row_once()
 
