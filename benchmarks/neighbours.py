@@ -66,7 +66,7 @@ def main() -> None:
             first.send_signal(signal.SIGKILL)
             killed = time.time()
             time.sleep(AFTER_S)
-            second.send_signal(signal.SIGINT)
+            second.send_signal(signal.SIGTERM)  # SIGINT may be ignored by who was begun in the background
             for one in (first, second):
                 one.wait()
         replies = [line for line in read_ledger(ledger) if isinstance(line, Answered)]

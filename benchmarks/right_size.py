@@ -106,7 +106,8 @@ def measure(folder: Path, seconds: float, *, right_size: str | None) -> Measured
             check=False,
         )
     parts = [str(folder / f"out-{name}" / "*.parquet")]
-    failed, cut, output_tokens = duckdb.execute(ANSWERED, parts).fetchall()[0]
+    with duckdb.connect() as reader:  # the common connection is for one thread at a time
+        failed, cut, output_tokens = reader.execute(ANSWERED, parts).fetchall()[0]
     began, times = answered(ledger)
     rows = [min(row) - began for row in times.values()]
     later = sum(at >= MINUTE_S for at in rows)
