@@ -23,12 +23,17 @@ _ID = re.compile(r"/(file-|batch_|ftjob-)[0-9a-f]+")
 class Killer:
     """Stands between the run and the service; kills the run once before and once after each call, counted by kind.
 
-    At most `kills` times, and of each kind only its first calls; `only` names points such as ("POST /files", "after").
+    At most `kills` times, once a process, and of each kind only its first calls, `each` of them; `only` names points
+    such as ("POST /files", "after").
     """
 
-    def __init__(self, port: int, *, kills: int, only: frozenset[tuple[str, str]] | None = None) -> None:
+    def __init__(
+        self, port: int, *, kills: int, only: frozenset[tuple[str, str]] | None = None, each: int = OCCURRENCES
+    ) -> None:
         self.port = port
         self._kills = kills
+        self._each = each
+        self._killed: subprocess.Popen[bytes] | None = None
         self._only = only
         self.process: subprocess.Popen[bytes] | None = None
         self.points: list[tuple[str, int, str]] = []
@@ -41,11 +46,14 @@ class Killer:
         with self._lock:
             if self._only is not None and (kind, moment) not in self._only:
                 return False
-            if len(self.points) >= self._kills or number > OCCURRENCES or point in self._struck:
+            if len(self.points) >= self._kills or number > self._each or point in self._struck:
                 return False
+            if self.process is self._killed:
+                return False  # a call of one that is dying
             self._struck.add(point)
             self.points.append(point)
             assert self.process is not None
+            self._killed = self.process
             os.killpg(self.process.pid, signal.SIGKILL)
             return True
 
@@ -99,9 +107,11 @@ def handler(killer: Killer) -> type[BaseHTTPRequestHandler]:
 
 
 @contextmanager
-def between(port: int, *, kills: int, only: frozenset[tuple[str, str]] | None = None) -> Iterator[tuple[Killer, str]]:
+def between(
+    port: int, *, kills: int, only: frozenset[tuple[str, str]] | None = None, each: int = OCCURRENCES
+) -> Iterator[tuple[Killer, str]]:
     """Serve at a URL of its own what the service at `port` answers."""
-    killer = Killer(port, kills=kills, only=only)
+    killer = Killer(port, kills=kills, only=only, each=each)
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler(killer))
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, daemon=True)
