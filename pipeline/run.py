@@ -31,7 +31,7 @@ from pipeline.job.training import TRAINING
 from pipeline.lanes.commit import Commits
 from pipeline.lanes.findings import Findings
 from pipeline.lanes.pulse import Pulse
-from pipeline.lanes.spending import NOTED, Spending, open_spending
+from pipeline.lanes.spending import Spending, open_spending
 from pipeline.lanes.stop import Stop
 from pipeline.log import Event, EventLog, Level, Listener
 from pipeline.operations.base import Fetching, result_columns
@@ -246,7 +246,7 @@ class _Run:
                     rules=self.rules,
                     completed=completed,
                 )
-                spending = self._open_spending(journal)
+                spending = await open_spending(job, operation=self.operation, journal=journal, stop=self.stop)
                 commits = Commits(
                     journal=journal,
                     ballast=ballast,
@@ -296,7 +296,14 @@ class _Run:
                     pulse=pulse,
                 )
                 tally = Tally(
-                    job=job, journal=journal, plan=plan, lane=lane, pool=pool, limit=self.rules.limit, clock=clock
+                    job=job,
+                    journal=journal,
+                    plan=plan,
+                    lane=lane,
+                    pool=pool,
+                    spending=spending,
+                    limit=self.rules.limit,
+                    clock=clock,
                 )
                 guard = StallGuard(
                     layout=layout,
@@ -447,11 +454,6 @@ class _Run:
             with rebuilt_ids(self.layout.ids) as ids:
                 claim_ids(self.source, ids, column=column, end=parts[-1].last + 1)
         end_repair(self.layout)
-
-    def _open_spending(self, journal: Journal) -> Spending:
-        with journal.reader() as reader:
-            noted = reader.noted(NOTED) or {}
-        return open_spending(self.job, operation=self.operation, journal=journal, noted=noted, stop=self.stop)
 
     async def _finish(self, sealing: Sealing, spending: Spending) -> None:
         """Leave what is finished readable, unless the disk itself is what failed."""

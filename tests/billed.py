@@ -54,6 +54,15 @@ class Biller(MemoryTransport):
         return said
 
 
+class _Slow(MemoryTransport):
+    """Bills a call when it comes in, and answers a little later."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        reply = await super().handle_async_request(request)
+        await anyio.sleep(0.005)
+        return reply
+
+
 def dollars_on(bill: Path) -> float:
     """What processes that were killed were billed, call by call."""
     return sum(map(float, bill.read_text().split()))
@@ -73,7 +82,7 @@ def _run_and_be_killed(folder: Path, most: float, last: int) -> None:
         return reply
 
     async def run() -> int | None:
-        summary = await bench_of(folder, max_cost=most).run(MemoryTransport(billed, latency_s=0.002))
+        summary = await bench_of(folder, max_cost=most).run(_Slow(billed))
         return summary.exit_code
 
     sys.exit(anyio.run(run))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pipeline.clock import Clock
     from pipeline.job.spec import Job
     from pipeline.lanes.base import Lane
+    from pipeline.lanes.spending import Spending
     from pipeline.plan.plan import Plan
     from pipeline.service.pool import Pool
     from pipeline.store.journal import Journal, Totals
@@ -24,13 +25,23 @@ class Tally:
     """Counts one invocation; it begins when it is made."""
 
     def __init__(
-        self, *, job: Job, journal: Journal, plan: Plan, lane: Lane, pool: Pool, limit: int | None, clock: Clock
+        self,
+        *,
+        job: Job,
+        journal: Journal,
+        plan: Plan,
+        lane: Lane,
+        pool: Pool,
+        spending: Spending,
+        limit: int | None,
+        clock: Clock,
     ) -> None:
         self._job = job
         self._journal = journal
         self._plan = plan
         self._lane = lane
         self._pool = pool
+        self._spending = spending
         self._limit = limit
         self._clock = clock
         self._began = clock.now()
@@ -65,6 +76,7 @@ class Tally:
                 cached=totals.cached_tokens,
             ),
             cost_usd=spent_usd(self._job, totals),
+            budget=self._spending.state(),
             seconds=round(seconds, 3),
             rows_per_second=round(rate, 1),
             eta_seconds=None if total is None or rate <= 0 else round((total - done) / rate, 1),

@@ -123,7 +123,7 @@ class BatchLane:
         spending: Spending,
     ) -> None:
         """Wire it up. `pulse` beats at whatever is got done."""
-        self._spending = spending
+        self._spending = spending.of_batches()
         self.findings = findings
         self._plan = plan
         self._source = source
@@ -952,7 +952,11 @@ class BatchLane:
     async def _forget(self, record: BatchRecord) -> None:
         with anyio.CancelScope(shield=True):
             await self._journal.drop_batch(record.tag)
-        self._spending.release(self._bounds.pop(record.tag, NOTHING))
+        left = self._bounds.pop(record.tag, NOTHING)
+        if record.overtaken:
+            self._spending.lose(left)  # lines of rows that others finished: billed as well
+        else:
+            self._spending.release(left)
         self._live.pop(record.tag, None)
         self._earlier.pop(record.tag, None)
         for path in self._rules.folder.glob(f"{record.tag}.*"):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, NoReturn
 
@@ -19,12 +20,14 @@ from pipeline.model import NoReply, NoReplyKind, Reply, RowResult
 from pipeline.operations.base import NOTHING, Bound, Priced
 from pipeline.pace.allowance import DOLLAR, Allowance
 from pipeline.pace.verdict import Answered, RowRefused, Verdict
+from pipeline.store.journal import BatchStep
+from pipeline.store.summary import Allotted, BudgetState
 
 if TYPE_CHECKING:
     from pipeline.job.spec import Job
     from pipeline.model import Item
     from pipeline.operations.base import Operation
-    from pipeline.store.journal import Journal, Totals
+    from pipeline.store.journal import BatchRecord, Journal, Totals
 
 NOTED = "allowances"
 """The journal's fact: for each budget, what is `lost` for good and what is `at_risk`, in its units."""
@@ -44,11 +47,29 @@ class Budget:
 
     def units(self, tokens: Bound) -> int:
         """What so many tokens take."""
-        return tokens.input * self.input + tokens.output * self.output
+        return _cost(tokens, Bound(input=self.input, output=self.output))
+
+    @property
+    def unit(self) -> str:
+        """What is counted."""
+        return "dollars" if self.name == "run.max_cost" else "tokens"
 
     def said(self, units: int) -> str:
         """Say an amount for people."""
-        return f"${units / DOLLAR:,.4f}" if self.name == "run.max_cost" else f"{units:,} tokens"
+        return f"${units / DOLLAR:,.4f}" if self.unit == "dollars" else f"{units:,} tokens"
+
+    def state(self) -> Allotted:
+        """How it stands, in dollars or tokens."""
+        allowance = self.allowance
+        return Allotted(
+            limit=self._shown(allowance.most),
+            spent=self._shown(allowance.used - allowance.held),
+            unsure=self._shown(allowance.lost + allowance.gone),
+            reserved=self._shown(allowance.reserved + allowance.held),
+        )
+
+    def _shown(self, units: int) -> float:
+        return units / DOLLAR if self.unit == "dollars" else units
 
 
 class Share:
@@ -79,20 +100,25 @@ class Spending:
         journal: Journal,
         noted: Mapping[str, Mapping[str, int]],
         stop: Stop,
-        at_risk: bool,
     ) -> None:
-        """`noted` is what the journal holds of budgets.
-
-        `at_risk`: a run that is killed loses what is under way; else the lane keeps that itself.
-        """
+        """`noted` is what the journal holds of budgets."""
         self._budgets = tuple(budgets)
         self._operation = operation if isinstance(operation, Priced) else None
         self._journal = journal
         self._noted: dict[str, Mapping[str, int]] = dict(noted)
         self._stop = stop
-        self._at_risk = at_risk
+        self._keeps = False
         self._noting = anyio.Lock()
-        self._changed = anyio.Event()
+        self._freed = _Freed()
+
+    def of_batches(self) -> Spending:
+        """The same budgets, for the lane whose batches the journal holds with what they may cost.
+
+        A run that is killed loses nothing of these.
+        """
+        view = copy(self)
+        view._keeps = True  # noqa: SLF001 - one of ours
+        return view
 
     def bound(self, items: Sequence[Item]) -> Bound:
         """The most that a request of these items can be billed for; nothing where there is no budget."""
@@ -120,7 +146,7 @@ class Spending:
             if not self.under_way:
                 self.end(bound)
             with self._stop.waiting():
-                await self._changed.wait()
+                await self._freed.event.wait()
         self.take(bound)
         try:
             await self._secure()
@@ -132,18 +158,19 @@ class Spending:
         """Set aside what was decided before, fits or not."""
         for budget in self._budgets:
             budget.allowance.reserve(budget.units(bound))
+        self._keep(bound)
 
     def release(self, bound: Bound) -> None:
         """Give back what was set aside for what is not sent, or not billed."""
         for budget in self._budgets:
             budget.allowance.release(budget.units(bound))
-        self._wake()
+        self._give_up(bound)
 
     def lose(self, bound: Bound, cost: Bound | None = None) -> None:
         """Count what was, or may have been, billed without a row to show for it; at its worst where that is unknown."""
         for budget in self._budgets:
             budget.allowance.lose(budget.units(bound), budget.units(bound if cost is None else cost))
-        self._wake()
+        self._give_up(bound)
 
     def settle(self, bound: Bound, reply: Reply | NoReply, verdict: Verdict, results: Sequence[RowResult]) -> None:
         """Count what came back of a sending: an answer's usage; nothing for a refusal; the worst where nobody knows."""
@@ -156,7 +183,7 @@ class Spending:
                 return
             for budget in self._budgets:
                 budget.allowance.answer(budget.units(bound), budget.units(used))
-            self._wake()
+            self._give_up(bound)
         elif isinstance(reply, NoReply):
             self.lose(bound, NOTHING if reply.kind in _NOT_SENT else bound)
         else:
@@ -182,6 +209,10 @@ class Spending:
                 else:
                     self.release(bound)
 
+    def state(self) -> BudgetState | None:
+        """How the budgets stand; None where there are none."""
+        return BudgetState(**{budget.unit: budget.state() for budget in self._budgets}) if self._budgets else None
+
     async def close(self) -> None:
         """Note what is lost for good; nothing is at risk any more. Raises StorageError."""
         if self._budgets:
@@ -205,7 +236,7 @@ class Spending:
                     budget.allowance.secured = secured[budget.name]
 
     def _to_secure(self) -> dict[str, int]:
-        found = ((budget.name, budget.allowance.to_secure(reserved=self._at_risk)) for budget in self._budgets)
+        found = ((budget.name, budget.allowance.to_secure()) for budget in self._budgets)
         return {name: units for name, units in found if units is not None}
 
     async def _note(self, known: Mapping[str, tuple[int, int]]) -> None:
@@ -219,49 +250,77 @@ class Spending:
         self._stop.request(StoppedEarlyError(_words(short, bound)))
         raise Stopped
 
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = anyio.Event()
+    def _keep(self, bound: Bound) -> None:
+        if self._keeps:
+            for budget in self._budgets:
+                budget.allowance.kept += budget.units(bound)
+
+    def _give_up(self, bound: Bound) -> None:
+        """Nothing is set aside for it any more: let others look whether there is room now."""
+        if self._keeps:
+            for budget in self._budgets:
+                budget.allowance.kept -= budget.units(bound)
+        self._freed.event.set()
+        self._freed.event = anyio.Event()
 
 
-def open_spending(
-    job: Job, *, operation: Operation, journal: Journal, noted: Mapping[str, Mapping[str, int]], stop: Stop
-) -> Spending:
-    """The job's budgets, with what earlier invocations spent of them. `noted` is the journal's fact `NOTED`.
+@dataclass(slots=True)
+class _Freed:
+    """Set, and made anew, whenever something was given back."""
 
-    Where rows may go in either lane, what this invocation spends counts at the price of single requests.
+    event: anyio.Event = field(default_factory=anyio.Event)
+
+
+async def open_spending(job: Job, *, operation: Operation, journal: Journal, stop: Stop) -> Spending:
+    """The job's budgets, with what earlier invocations spent of them.
+
+    Where rows may go in either lane, what this invocation spends counts at the price of single requests. Batches that
+    are under way in a run that follows none count at their worst. Raises StorageError.
     """
+    with journal.reader() as reader:
+        noted = reader.noted(NOTED) or {}
+        batches = reader.batches() if job.run.lane == "online" else []
+    left = [record for record in batches if record.step is not BatchStep.COLLECTED]
+    for record in left:
+        await journal.keep_batch(replace(record, overtaken=True))
     return Spending(
-        budgets=tuple(_budgets(job, journal.totals, noted)),
+        budgets=tuple(_budgets(job, journal.totals, noted, left)),
         operation=operation,
         journal=journal,
         noted=noted,
         stop=stop,
-        at_risk=job.run.lane != "batch",
     )
 
 
-def _budgets(job: Job, totals: Totals, noted: Mapping[str, Mapping[str, int]]) -> Iterator[Budget]:
+def _budgets(
+    job: Job, totals: Totals, noted: Mapping[str, Mapping[str, int]], left: Sequence[BatchRecord]
+) -> Iterator[Budget]:
+    under_way = Bound(input=sum(one.most_input for one in left), output=sum(one.most_output for one in left))
     batched = Bound(input=totals.batched_input_tokens, output=totals.batched_output_tokens)
     online = Bound(input=totals.input_tokens - batched.input, output=totals.output_tokens - batched.output)
     cost, tokens = job.run.max_cost, job.run.max_tokens_total
     if cost is not None:
         prices = {lane: _unit_prices(job, lane) for lane in ("online", "batch")}
-        spent = sum(
-            used.input * prices[lane].input + used.output * prices[lane].output
-            for lane, used in (("online", online), ("batch", batched))
-        )
+        spent = sum(_cost(used, prices[lane]) for lane, used in (("online", online), ("batch", batched)))
         price = prices.get(job.run.lane) or _unit_prices(job, job.run.lane)
-        yield _budget("run.max_cost", round(cost * DOLLAR), spent, noted, price)
+        held = _cost(under_way, prices["batch"])
+        yield _budget("run.max_cost", round(cost * DOLLAR), spent, held, noted, price)
     if tokens is not None:
         spent = online.input + online.output + batched.input + batched.output
-        yield _budget("run.max_tokens_total", tokens, spent, noted, Bound(input=1, output=1))
+        held = under_way.input + under_way.output
+        yield _budget("run.max_tokens_total", tokens, spent, held, noted, Bound(input=1, output=1))
 
 
-def _budget(name: str, most: int, spent: int, noted: Mapping[str, Mapping[str, int]], price: Bound) -> Budget:
+def _cost(tokens: Bound, price: Bound) -> int:
+    return tokens.input * price.input + tokens.output * price.output
+
+
+def _budget(
+    name: str, most: int, spent: int, held: int, noted: Mapping[str, Mapping[str, int]], price: Bound
+) -> Budget:
     before = noted.get(name, {})
     lost = before.get("lost", 0) + before.get("at_risk", 0)  # what was at risk was not told off: that run was killed
-    allowance = Allowance(most=most, spent=spent, lost=lost)
+    allowance = Allowance(most=most, spent=spent, lost=lost, held=held)
     return Budget(name=name, input=price.input, output=price.output, allowance=allowance)
 
 
@@ -279,7 +338,10 @@ def _words(budget: Budget, bound: Bound) -> str:
     """Say that a budget has no room for so much, and how to go on."""
     allowance, said = budget.allowance, budget.said
     unsure = allowance.lost + allowance.gone
-    doubt = f" ({said(unsure)} of it for requests whose answers were lost)" if unsure else ""
+    doubts = [f"{said(unsure)} of it for requests whose answers were lost" for _ in range(unsure > 0)]
+    if allowance.held:
+        doubts.append(f"{said(allowance.held)} set aside for batches under way, which `run.lane: batch` collects")
+    doubt = f" ({', '.join(doubts)})" if doubts else ""
     return (
         f"{budget.name} of {said(allowance.most)} has no room for another request, which may take "
         f"{said(budget.units(bound))}: {said(allowance.used)} spent{doubt}, {said(allowance.left)} left. Everything is "

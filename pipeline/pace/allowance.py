@@ -17,20 +17,24 @@ class Allowance:
     `spent` is what its committed rows have cost, `lost` what was, or may have been, billed without a row to show for
     it, in earlier invocations; `secured` is what is noted as being at risk. All else is this invocation's: `reserved`
     for requests under way, at their worst, `answered` by rows that are not committed yet, and `gone` like `lost`.
+    `kept` is the part of `reserved` that whoever reserved it will know of again after a kill. `held` is the worst of
+    what others, of earlier invocations, have under way.
     """
 
     most: int
     spent: int = 0
     lost: int = 0
+    held: int = 0
     secured: int = 0
     reserved: int = field(default=0, init=False)
+    kept: int = field(default=0, init=False)
     answered: int = field(default=0, init=False)
     gone: int = field(default=0, init=False)
 
     @property
     def used(self) -> int:
         """What was spent, or may have been."""
-        return self.spent + self.lost + self.answered + self.gone
+        return self.spent + self.lost + self.held + self.answered + self.gone
 
     @property
     def left(self) -> int:
@@ -64,12 +68,12 @@ class Allowance:
         self.reserved -= worst
         self.gone += cost
 
-    def to_secure(self, *, reserved: bool) -> int | None:
+    def to_secure(self) -> int | None:
         """What is to be noted as being at risk before anything is sent; None where the last note covers it.
 
-        A process that is killed leaves that note behind. `reserved`: requests under way are not noted elsewhere.
+        A process that is killed leaves that note behind.
         """
-        at_risk = self.gone + ((self.reserved + self.answered) if reserved else 0)
+        at_risk = self.gone + self.reserved - self.kept + self.answered
         if at_risk <= self.secured:
             return None
         block = max(1, self.most // BLOCKS)

@@ -142,7 +142,8 @@ class BatchRecord:
     """One batch of lines on its way. `since` is when it came to its step, epoch seconds.
 
     `tokens` is the estimate of its prompts, `most_input` and `most_output` what its lines can be billed for where the
-    run has a budget. `file`, `batch`, `output` and `errors` are the service's ids.
+    run has a budget. `file`, `batch`, `output` and `errors` are the service's ids. `overtaken`: its rows may have been
+    answered one by one meanwhile.
     """
 
     tag: str
@@ -159,6 +160,7 @@ class BatchRecord:
     batch: str | None = None
     output: str | None = None
     errors: str | None = None
+    overtaken: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -67,13 +67,35 @@ class TrainingState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Allotted:
+    """How a budget stands, over the folder's life. `spent` counts what may have been billed without an answer.
+
+    `unsure` is that part of it; `reserved` is the worst of what is under way. Dollars, or tokens.
+    """
+
+    limit: float
+    spent: float
+    unsure: float
+    reserved: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetState:
+    """The job's budgets; None where there is none."""
+
+    dollars: Allotted | None = None
+    tokens: Allotted | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """The state of a run. Counts of rows, requests and tokens are the folder's; times and rates this invocation's.
 
     `state` is running, complete, stopped, refused or interrupted; `reason` says why it ended before its rows did.
     `calls_on_refusals` counts the calls spent on finding out which rows of refused packs were to blame, `unwritten`
     the rows that were answered in this invocation and that no disk would take: they are pending, and asked again.
-    `fine_tuned_model` and `training` are there for jobs that train a model; their rows are the examples.
+    `budget` is there where the job has one; `fine_tuned_model` and `training` for jobs that train a model: their rows
+    are the examples.
     """
 
     state: str
@@ -87,6 +109,7 @@ class Summary:
     unwritten: int = 0
     tokens: TokenCounts = field(default_factory=TokenCounts)
     cost_usd: float | None = None
+    budget: BudgetState | None = None
     seconds: float = 0.0
     rows_per_second: float = 0.0
     eta_seconds: float | None = None
@@ -117,8 +140,14 @@ def read_summary(path: Path) -> Summary:
         value["rows"] = RowCounts(**value["rows"])
         value["tokens"] = TokenCounts(**value["tokens"])
         value["deployments"] = tuple(DeploymentUse(**one) for one in value["deployments"])
+        if value.get("budget") is not None:
+            value["budget"] = _read_budget(value["budget"])
         if value.get("training") is not None:
             value["training"] = TrainingState(**value["training"])
         return Summary(**value)
     except (ValueError, TypeError, KeyError) as error:
         raise DamageError(f"{path} cannot be read; it is written anew by the next run") from error
+
+
+def _read_budget(value: dict[str, Any]) -> BudgetState:
+    return BudgetState(**{name: None if each is None else Allotted(**each) for name, each in value.items()})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pipeline.store.training import EVENTS, METRICS
 from pipeline.views.text import count, dollars, duration, plain, table
 
 if TYPE_CHECKING:
-    from pipeline.store.summary import Summary, TrainingState
+    from pipeline.store.summary import BudgetState, Summary, TrainingState
 
 
 # What a person can do about a deployment that was set aside, by the word that its `set_aside` begins with.
@@ -61,7 +62,16 @@ def spent(summary: Summary) -> list[tuple[str, str]]:
         ),
         ("tokens", f"{tokens.input:,} in, {tokens.output:,} out"),
         ("cost", cost),
+        *[("budget", line) for line in _budget(summary.budget)],
     ]
+
+
+def _budget(state: BudgetState | None) -> Iterator[str]:
+    """Say how much of each budget is used."""
+    if state is not None and state.dollars is not None:
+        yield f"{dollars(state.dollars.spent)} of {dollars(state.dollars.limit)} used"
+    if state is not None and state.tokens is not None:
+        yield f"{state.tokens.spent:,.0f} of {state.tokens.limit:,.0f} tokens used"
 
 
 def _trained(training: TrainingState, model: str | None) -> list[tuple[str, str]]:

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_a_dollar_is_never_passed_and_used_within_two_percent(tmp_path: Path) -> None:
-    bench, service = bench_of(tmp_path, max_cost=60.0), Biller()
+    bench, service = bench_of(tmp_path, max_cost=60.0), Biller(latency_s=0.002)
     summary = await bench.run(service)
     assert (summary.state, summary.exit_code) == ("stopped", 4)
     assert 60 * 0.98 <= service.dollars <= 60
@@ -153,7 +153,7 @@ def test_kills_do_not_let_it_be_passed(tmp_path: Path) -> None:
         codes.append(ended.returncode)
         assert dollars_on(tmp_path / "bill") <= 200
     assert codes == [-signal.SIGKILL] * 5 + [4, 4]
-    kill = 8 * 1.02 + 2  # workers at their worst, and a block
+    kill = 8 * 1.02 + 2  # workers at their worst, and a hundredth of the budget
     assert dollars_on(tmp_path / "bill") >= 200 * 0.98 - 5 * kill
 
 
@@ -189,6 +189,40 @@ async def test_a_batch_under_way_keeps_what_it_may_cost_across_invocations(tmp_p
             assert summary.exit_code == 4
             assert len(place.submitted()) == 1
             assert "are under way" in (summary.reason or "")
+
+
+async def test_batches_under_way_count_in_a_run_that_sends_its_rows_one_by_one(tmp_path: Path) -> None:
+    """Nobody follows them there, and they are billed all the same."""
+    place = BatchScene(
+        folder=tmp_path,
+        rows=400,
+        deployment=BATCHED,
+        run_keys={"max_cost": 20.0},
+        simulator={"offline": {"in_progress_s": 1.0}},
+    )
+    with place.served():
+        await place.run(wait=False)
+        with JournalReader(place.layout.journal) as reader:
+            (record,) = reader.batches()
+        worst = (record.most_input * 100 + record.most_output * 2_000) / 1e6
+        place.run_keys["max_cost"] = most = round(worst + 1, 2)
+        summary = await place.run(run={"lane": "online", "max_cost": most})
+        assert summary.exit_code == 4
+        assert summary.reason is not None
+        assert "set aside for batches under way, which `run.lane: batch` collects" in summary.reason
+        assert summary.budget is not None
+        assert summary.budget.dollars is not None
+        assert summary.budget.dollars.reserved == pytest.approx(worst)
+        # The batch's lines of the rows that were answered meanwhile are billed as well.
+        last = await place.run()
+        assert last.budget is not None
+        assert last.budget.dollars is not None
+        assert summary.cost_usd is not None
+        assert last.cost_usd is not None
+        assert 0 < summary.cost_usd <= 1
+        assert last.cost_usd + summary.cost_usd <= last.budget.dollars.spent <= most
+    ordinals = [row["ordinal"] for row in place.table("ordinal")]
+    assert sorted(set(ordinals)) == ordinals
 
 
 async def test_rows_before_those_of_a_batch_under_way_wait_for_what_it_holds(tmp_path: Path) -> None:

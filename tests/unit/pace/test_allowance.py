@@ -40,29 +40,43 @@ def test_nothing_is_left_of_an_allowance_that_was_lowered() -> None:
     assert not allowance.fits(0)
 
 
-@pytest.mark.parametrize("reserved", [True, False])
-def test_what_is_at_risk_is_noted_before_it_can_be_lost(reserved: bool) -> None:  # noqa: FBT001 - a table
+def test_what_is_at_risk_is_noted_before_it_can_be_lost() -> None:
     allowance = Allowance(most=1000)
-    assert allowance.to_secure(reserved=reserved) is None
+    assert allowance.to_secure() is None
     allowance.reserve(7)
-    assert allowance.to_secure(reserved=reserved) == (10 if reserved else None)  # a hundredth of it
+    assert allowance.to_secure() == 10  # a hundredth of it
     allowance.secured = 10
     allowance.reserve(3)
-    assert allowance.to_secure(reserved=reserved) is None
+    assert allowance.to_secure() is None
     allowance.lose(7, 7)
     allowance.reserve(8)
-    assert allowance.to_secure(reserved=reserved) == (20 if reserved else None)
+    assert allowance.to_secure() == 20
     allowance.secured = 0
-    assert allowance.to_secure(reserved=reserved) == (20 if reserved else 10)
+    assert allowance.to_secure() == 20
+
+
+def test_what_its_owner_knows_of_after_a_kill_is_not_at_risk() -> None:
+    allowance = Allowance(most=1000)
+    allowance.reserve(500)
+    allowance.kept = 500
+    assert allowance.to_secure() is None
+    allowance.reserve(15)
+    assert allowance.to_secure() == 20
+
+
+def test_what_others_have_under_way_is_not_there_to_be_spent() -> None:
+    allowance = Allowance(most=100, spent=10, held=70)
+    assert (allowance.used, allowance.left, allowance.to_keep) == (80, 20, 0)
+    assert not allowance.fits(21)
 
 
 def test_no_more_is_noted_than_there_is_but_all_of_what_is_at_risk() -> None:
     allowance = Allowance(most=1050, spent=1000)
     allowance.reserve(45)
-    assert allowance.to_secure(reserved=True) == 50
+    assert allowance.to_secure() == 50
     allowance = Allowance(most=3)
     allowance.reserve(2)
-    assert allowance.to_secure(reserved=True) == 2
+    assert allowance.to_secure() == 2
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -80,7 +94,7 @@ def test_no_order_of_events_and_no_kill_passes_it(seed: int) -> None:
             worst = dice.randint(1, 400)
             if allowance.fits(worst) and dice.random() < 0.6:
                 allowance.reserve(worst)
-                secured = allowance.to_secure(reserved=True)
+                secured = allowance.to_secure()
                 if secured is not None:
                     allowance.secured = noted = secured
                 flying.append(worst)
