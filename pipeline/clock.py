@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Protocol
 
 import anyio
@@ -31,6 +32,11 @@ class Clock(Protocol):
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
         """Call back in the event loop once `now() >= when`."""
+
+
+def utc(wall: float) -> str:
+    """Write seconds since the epoch as ISO 8601 in UTC, to the second."""
+    return datetime.fromtimestamp(wall, UTC).isoformat(timespec="seconds")
 
 
 class SystemClock:

@@ -24,6 +24,7 @@ _HELP = {
     "errors": "List the rows that failed, and why.",
     "show": "Show one row with all its attempts.",
     "export": "Write everything finished as one Parquet, JSONL or CSV file.",
+    "report": "Write the HTML page of a run: outcome, cost, pace, latencies, what failed.",
     "verify": "Read every byte of a run back and check it.",
     "simulate": "Serve the simulator on this machine.",
     "schema": "Print the JSON Schema of job files.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ import click
 
 from pipeline.cli.common import checked_job, echo_json, job_argument, json_option, read_draft, set_option
 from pipeline.cli.endings import end_quietly
+from pipeline.errors import PipelineError
 from pipeline.memory import keep_memory_small
 
 if TYPE_CHECKING:
@@ -162,13 +163,33 @@ def command(
                 watcher=view.update,
             )
 
-        summary = anyio.run(run, backend_options={"use_uvloop": True})
+        try:
+            summary = anyio.run(run, backend_options={"use_uvloop": True})
+        except Exception as error:
+            if not isinstance(error, PipelineError):  # the run began, and its page helps to find out why it ended
+                _write_page(job.output.path)
+            raise
+    page = _write_page(job.output.path)
     try:
         if as_json:
             echo_json(summary.as_json())
         else:
-            click.echo("\n".join(closing(summary, reader=reader)))
+            click.echo("\n".join(closing(summary, reader=reader, report=page)))
         sys.stdout.flush()
     except OSError:
         end_quietly()  # nobody reads the last words; what the run came to is said by the exit code all the same
     return summary.exit_code or 0
+
+
+def _write_page(root: Path) -> str | None:
+    """Write the report, which tells and which nothing depends on; None, and a word on stderr, where that fails."""
+    from pipeline.clock import SystemClock  # noqa: PLC0415 - once the run has ended
+    from pipeline.views.report import write_report  # noqa: PLC0415
+
+    try:
+        return str(write_report(root, now=SystemClock().wall()))
+    except Exception as error:  # noqa: BLE001 - what the run came to is not changed by its page
+        reason = str(error) if isinstance(error, PipelineError) else type(error).__name__
+        with suppress(OSError):
+            click.echo(f"the report could not be written ({reason}); later: pipeline report {root}", err=True)
+        return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
+from pipeline.clock import utc
 from pipeline.engines.ending import ending_of
 from pipeline.errors import StoppedEarlyError
 from pipeline.job.prices import cost_of, rates
@@ -45,6 +46,7 @@ class Tally:
         self._limit = limit
         self._clock = clock
         self._began = clock.now()
+        self._started_at = utc(clock.wall())
         self._before = journal.totals.ok + journal.totals.failed
 
     def now(self, state: str = "running") -> Summary:
@@ -79,6 +81,8 @@ class Tally:
             budget=self._spending.state(),
             seconds=round(seconds, 3),
             rows_per_second=round(rate, 1),
+            started_at=self._started_at,
+            updated_at=utc(self._clock.wall()),
             eta_seconds=None if total is None or rate <= 0 else round((total - done) / rate, 1),
             in_flight=self._lane.in_flight,
             waits_for=self._plan.waits_for,

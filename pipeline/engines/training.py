@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio import to_thread
 
+from pipeline.clock import utc
 from pipeline.engines.ending import Ending, ending_of
 from pipeline.errors import (
     ExamplesError,
@@ -79,10 +80,11 @@ class Training:
     record: TrainingRecord | None = None
     lane: TuningLane | None = None
     began: float = 0.0
+    started_at: str | None = None
 
     async def go(self, known: Earlier | None, transport: Transport | None) -> Summary:
         """Take the training as far as it goes, and say what came of it."""
-        job, self.began = self.job, self.clock.now()
+        job, self.began, self.started_at = self.job, self.clock.now(), utc(self.clock.wall())
         second = await to_thread.run_sync(lambda: second_input(self.job))
         private_folder(self.layout.training)
         await to_thread.run_sync(self._check_input, known, second)
@@ -242,6 +244,8 @@ class Training:
             rows=self.rows,
             cost_usd=None if record is None else training_usd(self.job, record.trained_tokens),
             seconds=round(self.clock.now() - self.began, 3),
+            started_at=self.started_at,
+            updated_at=utc(self.clock.wall()),
             output=str(self.layout.root),
             job=self.job.name,
             job_file=str(self.job.file.absolute()),

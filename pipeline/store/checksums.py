@@ -21,6 +21,7 @@ _LEFT_OUT = (
     "pieces/*",
     "ballast",
     "stalled.txt",
+    "report.html",
     "damaged/*",
     "repair.json",
     "*-shm",

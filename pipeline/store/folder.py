@@ -117,6 +117,11 @@ class Layout:
         return self.private / "summary.json"
 
     @property
+    def report(self) -> Path:
+        """The page that a person reads afterwards."""
+        return self.private / "report.html"
+
+    @property
     def log(self) -> Path:
         """Every event of the run."""
         return self.private / "log.jsonl"

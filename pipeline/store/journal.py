@@ -621,6 +621,13 @@ class JournalReader:
         rows = self._all("SELECT id, blob FROM attempt WHERE id > ? ORDER BY id LIMIT ?", (after, limit))
         return [(row[0], decode_attempt(row[1])) for row in rows]
 
+    def attempts_at_once(self) -> Iterator[list[tuple[int, Attempt]]]:
+        """Attempts that no file holds, by id, as of one moment, a bounded number at a time. Read them to their end."""
+        with database_errors("journal"):
+            cursor = self._connection.execute("SELECT id, blob FROM attempt ORDER BY id")
+            while rows := cursor.fetchmany(ATTEMPTS_A_CHUNK):
+                yield [(row[0], decode_attempt(row[1])) for row in rows]
+
     def attempt_bounds(self, *, limit: int) -> tuple[int, int] | None:
         """The first and last number of at most `limit` attempts that no file holds; None when there are none."""
         row = self._one("SELECT min(id), max(id) FROM attempt", ())

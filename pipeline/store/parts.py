@@ -593,12 +593,11 @@ def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatc
             _write_group(writer, schema, group)
 
 
-def write_attempts(path: Path, chunks: Iterable[Sequence[Attempt]]) -> None:
-    """Write and publish a file of attempts, a chunk in memory at a time. Raises StorageError when the disk refuses."""
+def attempts_schema() -> pa.Schema:
+    """The columns of a file of attempts: one row an attempt, the fields of `Attempt`."""
     import pyarrow as pa  # noqa: PLC0415 - loaded when a run needs it
-    import pyarrow.parquet as pq  # noqa: PLC0415
 
-    schema = pa.schema(
+    return pa.schema(
         [
             ("ordinals", pa.list_(pa.int64())),
             ("deployment", pa.string()),
@@ -617,6 +616,23 @@ def write_attempts(path: Path, chunks: Iterable[Sequence[Attempt]]) -> None:
             ("retry_after_ms", pa.float64()),
         ]
     )
+
+
+def attempts_batch(attempts: Sequence[Attempt]) -> pa.RecordBatch:
+    """Lay attempts out in the columns of `attempts_schema`."""
+    import pyarrow as pa  # noqa: PLC0415 - loaded when a run needs it
+
+    schema = attempts_schema()
+    columns = [pa.array(_attempt_values(item.name, attempts), item.type) for item in schema]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def write_attempts(path: Path, chunks: Iterable[Sequence[Attempt]]) -> None:
+    """Write and publish a file of attempts, a chunk in memory at a time. Raises StorageError when the disk refuses."""
+    import pyarrow as pa  # noqa: PLC0415 - loaded when a run needs it
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    schema = attempts_schema()
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     with storage(f"writing {path.name}"):
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
@@ -626,8 +642,7 @@ def write_attempts(path: Path, chunks: Iterable[Sequence[Attempt]]) -> None:
             pq.ParquetWriter(sink, schema, compression="zstd") as writer,
         ):
             for attempts in chunks:
-                columns = [pa.array(_attempt_values(item.name, attempts), item.type) for item in schema]
-                writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+                writer.write_batch(attempts_batch(attempts))
         publish(temporary, path)
 
 

@@ -96,6 +96,7 @@ class Summary:
     the rows that were answered in this invocation and that no disk would take: they are pending, and asked again.
     `budget` is there where the job has one; `fine_tuned_model` and `training` for jobs that train a model: their rows
     are the examples.
+    `started_at` is when this invocation began and `updated_at` when this was counted, ISO 8601 in UTC.
     """
 
     state: str
@@ -112,6 +113,8 @@ class Summary:
     budget: BudgetState | None = None
     seconds: float = 0.0
     rows_per_second: float = 0.0
+    started_at: str | None = None
+    updated_at: str | None = None
     eta_seconds: float | None = None
     in_flight: int = 0
     waits_for: int | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.store.training import EVENTS, METRICS
@@ -20,14 +21,21 @@ _REMEDIES = {
     "paused": "come back when its pause is over, or raise run.max_pause",
 }
 
+_LONG = 120
+"""Characters from which a command has a line of its own."""
 
-def closing(summary: Summary, *, reader: str) -> list[str]:
-    """Give the lines. `reader` is what `pipeline errors` is to be given for this run, quoted for a shell."""
+
+def closing(summary: Summary, *, reader: str, report: str | None = None) -> list[str]:
+    """Give the lines. `reader` is what `pipeline errors` is to be given for this run, quoted for a shell.
+
+    `report` is where the page of the run lies; None: none could be written.
+    """
+    page = [] if report is None else [("report", plain(report))]
     return [
         headline(summary),
         *[f"  {plain(line.strip())}" for line in (summary.reason or "").splitlines()],
         *_unwritten(summary),
-        *[f"  {line}" for line in table([*spent(summary), *_results(summary)])],
+        *[f"  {line}" for line in table([*spent(summary), *_results(summary), *page])],
         *_offers(summary),
         *_next(summary, reader),
     ]
@@ -131,28 +139,50 @@ def _offers(summary: Summary) -> list[str]:
 
 def _next(summary: Summary, reader: str) -> list[str]:
     lines = []
-    if summary.rows.failed:
-        lines.append(f"why rows failed:  pipeline errors {reader} --group-by code")
-    match summary.state:
-        case "complete":
-            lines += _deploy(summary.training)
-        case "refused":
-            lines += _remedies(summary)
-            lines.append("put right what was refused, then run the same command again: it continues")
-        case "stopped" if summary.exit_code == 0:
-            lines.append("the same command without --limit, or with a higher one, continues")
-        case _:
-            lines.append("to continue, run the same command again")
+    for step in next_steps(summary, reader=reader):
+        if step.command is None:
+            lines.append(step.text)
+        elif len(step.command) > _LONG:
+            lines += [step.text, f"  {step.command}"]
+        else:
+            lines.append(f"{step.text}  {step.command}")
     return lines
 
 
-def _deploy(training: TrainingState | None) -> list[str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One thing to do now; `command` is what to type for it, quoted for a shell."""
+
+    text: str
+    command: str | None = None
+
+
+def next_steps(summary: Summary, *, reader: str) -> list[Step]:
+    """Say what is left to do. `reader` is what commands that read are to be given for this run, quoted for a shell."""
+    steps = []
+    if summary.rows.failed:
+        steps.append(Step(text="why rows failed:", command=f"pipeline errors {reader} --group-by code"))
+    match summary.state:
+        case "complete":
+            steps += _deploy(summary.training)
+        case "refused":
+            steps += _remedies(summary)
+            steps.append(Step(text="put right what was refused, then run the same command again: it continues"))
+        case "stopped" if summary.exit_code == 0:
+            steps.append(Step(text="the same command without --limit, or with a higher one, continues"))
+        case _:
+            steps.append(Step(text="to continue, run the same command again"))
+    return steps
+
+
+def _deploy(training: TrainingState | None) -> list[Step]:
     """Say what is left to do before a trained model answers."""
     if training is None or training.deploy is None:
         return []
-    return ["the model answers once it is deployed, which costs money by the hour:", f"  {plain(training.deploy)}"]
+    text = "the model answers once it is deployed, which costs money by the hour:"
+    return [Step(text=text, command=plain(training.deploy))]
 
 
-def _remedies(summary: Summary) -> list[str]:
+def _remedies(summary: Summary) -> list[Step]:
     kinds = [(use.name, (use.set_aside or "").partition(":")[0]) for use in summary.deployments]
-    return [f"{plain(name)}: {_REMEDIES[kind]}" for name, kind in kinds if kind in _REMEDIES]
+    return [Step(text=f"{plain(name)}: {_REMEDIES[kind]}") for name, kind in kinds if kind in _REMEDIES]

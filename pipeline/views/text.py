@@ -66,6 +66,13 @@ def dollars(amount: float) -> str:
     return f"${amount:,.2f}" if amount >= 1 else f"${amount:.4f}"
 
 
+def percent(share: float) -> str:
+    """Say `42 %`, `3.1 %`, `<0.1 %`: a share that is there never reads as none."""
+    if 0 < share < 0.001:  # noqa: PLR2004 - a tenth of a percent
+        return "<0.1 %"
+    return f"{share * 100:.0f} %" if share >= 0.1 or share == 0 else f"{share * 100:.1f} %"  # noqa: PLR2004 - two figures
+
+
 def table(rows: Sequence[Sequence[str]], *, head: Sequence[str] = ()) -> list[str]:
     """Lay cells out in columns, two spaces apart; the last column keeps its length."""
     lines = [list(head), *map(list, rows)] if head else [list(row) for row in rows]

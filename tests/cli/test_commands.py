@@ -25,6 +25,7 @@ COMMANDS = [
     "errors",
     "show",
     "export",
+    "report",
     "verify",
     "simulate",
     "schema",

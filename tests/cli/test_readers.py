@@ -11,6 +11,7 @@ READERS = {
     "status": (),
     "errors": (),
     "show": ("r-1",),
+    "report": (),
     "verify": (),
 }
 
