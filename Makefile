@@ -11,7 +11,7 @@ UV_VERSION := 0.13.9
 LOCK = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-audio test test-peers test-browser chaos-quick chaos chaos-report guarantees mutation bench bench-quick check format lint types floors
+.PHONY: help demo demo-audio test test-peers test-browser test-schedulers chaos-quick chaos chaos-report guarantees mutation bench bench-quick check format lint types floors
 .PHONY: lock audit clean
 
 help: ## print this list
@@ -39,7 +39,7 @@ demo-audio: $(AUDIO_READY) ## speak texts, transcribe real recordings with Whisp
 	@$(BIN)/python sample_data/word_error_rate.py out/transcribe-recordings.simulated
 
 test: $(READY) ## run the tests: unit, contract, golden, integration, cli, security, kills at their quick counts
-	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -rs -m "not chaos and not peer and not browser"
+	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -rs -m "not chaos and not peer and not browser and not scheduler"
 
 PEERS := tests/peers/node_modules/.package-lock.json
 $(PEERS): tests/peers/package-lock.json
@@ -48,6 +48,9 @@ $(PEERS): tests/peers/package-lock.json
 
 test-peers: $(READY) $(PEERS) ## run the tests against servers that others wrote; they need Node.js 20 and npm
 	@$(BIN)/python -m pytest --numprocesses 0 -rs -m peer tests/peers
+
+test-schedulers: $(READY) ## let the real cron and systemd-analyze judge what pipeline schedule prints (skipped without them)
+	@$(BIN)/python -m pytest --numprocesses 0 -rs -m scheduler tests/schedulers
 
 test-browser: $(READY) ## look at the report in chromium, in both themes and at two widths (skipped without chromium)
 	@$(BIN)/python -m pytest --numprocesses 0 -rs -m browser tests/browser

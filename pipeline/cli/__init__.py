@@ -25,6 +25,7 @@ _HELP = {
     "show": "Show one row with all its attempts.",
     "export": "Write everything finished as one Parquet, JSONL or CSV file.",
     "report": "Write the HTML page of a run: outcome, cost, pace, latencies, what failed.",
+    "schedule": "Print a crontab line, systemd units, a Kubernetes CronJob or a GitHub workflow.",
     "verify": "Read every byte of a run back and check it.",
     "simulate": "Serve the simulator on this machine.",
     "schema": "Print the JSON Schema of job files.",

@@ -26,6 +26,7 @@ COMMANDS = [
     "show",
     "export",
     "report",
+    "schedule",
     "verify",
     "simulate",
     "schema",
