@@ -15,11 +15,15 @@ _LIMIT = 20
 
 @click.command("errors")
 @run_argument
-@click.option("--group-by", type=click.Choice(["code", "type"]), help="Count by error type and code, or by type.")
+@click.option(
+    "--group-by",
+    type=click.Choice(["code", "type", "deployment"]),
+    help="Count by error type and code, by type, or by deployment, type and code.",
+)
 @click.option("--limit", type=click.IntRange(min=0), metavar="N", help=f"Most rows; {_LIMIT} by default, all as JSON.")
 @json_option
 def command(*, target: Path, group_by: str | None, limit: int | None, as_json: bool) -> None:
-    """List the rows that failed: type, code, message and ids.
+    """List the rows that failed: type, code, message and ids, and what to do about them.
 
     Takes a job file or an output folder, while the run goes on and after.
     """
@@ -29,9 +33,9 @@ def command(*, target: Path, group_by: str | None, limit: int | None, as_json: b
 
     found = failures(Layout(find_run(target)))
     if group_by is not None:
-        groups = grouped(found, by_code=group_by == "code")[:limit]
+        groups = grouped(found, by=group_by)[:limit]
         if as_json:
-            echo_json({"groups": [asdict(group) for group in groups]})
+            echo_json({"groups": [group.as_json() for group in groups]})
         else:
             click.echo("\n".join(group_lines(groups)))
         return

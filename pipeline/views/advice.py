@@ -18,12 +18,13 @@ _BY_CODE: Mapping[str, str] = {
     "unsupported_value": "The model does not take a value of the request: change it in the job.",
     "missing_required_parameter": "The request lacks a field: add it to the job.",
     "invalid_json": "The answer is no JSON, or does not fit the schema: allow more output tokens, or ask again.",
-    "truncated": "The answer was cut at its bound on tokens: raise the bound.",
+    "truncated": "The answer was cut at its bound on tokens: raise it, as `pipeline retry JOB --only truncated --set "
+    "request.max_completion_tokens=…` does for these rows.",
     "bad_reply": "The reply was not what the service promises, several times: ask again, then ask its support.",
     "timeout": "No whole answer came in time: ask again, or raise run.timeout.",
     "connect": "The service could not be reached: ask again once it can.",
     "read": "The connection broke before the answer was whole: ask again.",
-    "rate_limit_exceeded": "Throttled for too long: lower run.workers, or raise the quota.",
+    "rate_limit_exceeded": "Throttled for too long: lower run.workers or raise the quota, then ask again.",
     "duplicate": "Another example is the same: take it out, or set request.on_duplicate.",
 }
 _BY_TYPE: Mapping[str, str] = {
@@ -34,11 +35,15 @@ _BY_TYPE: Mapping[str, str] = {
     "InternalServerError": "The service failed, time after time: ask again, then give its support a request id.",
     "APIConnectionError": "The connection failed, time after time: ask again.",
     "APITimeoutError": "No answer came in time, time after time: ask again, or raise run.timeout.",
-    "RateLimitError": "Throttled: lower run.workers, or raise the quota.",
+    "RateLimitError": "Throttled: lower run.workers or raise the quota, then ask again.",
 }
 _ELSE = "The service refuses this request for what it says: look at its message, then change the row or the request."
 
 
-def advice(type_: str, code: str) -> str:
-    """Say what to do about rows that failed with this type and code."""
-    return _BY_CODE.get(code) or _BY_TYPE.get(type_) or _ELSE
+_AGAIN = "ask again"
+
+
+def advice(type_: str, code: str | None) -> str:
+    """Say what to do about rows that failed with this type and code, and with which command where asking again helps."""
+    said = _BY_CODE.get((code or "").lower()) or _BY_TYPE.get(type_) or _ELSE
+    return f"{said} `pipeline retry JOB --only {code or type_}` does." if _AGAIN in said else said

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pipeline.views.advice import advice
 from pipeline.views.text import count, plain, shortened, table
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ def failure_lines(found: Sequence[Failure], *, more: int) -> list[str]:
         for one in found
     ]
     lines = table(cells, head=("row", "id", "type", "code", "status", "x-request-id", "message"))
+    kinds = dict.fromkeys((one.type, one.code) for one in found)
+    lines += [f"{plain(code)}: {advice(type_, code)}" for type_, code in kinds]
     if more:
         lines.append(
             f"and {count(more, 'row')} more: --limit {len(found) + more} lists all, --group-by code counts them"
@@ -40,16 +43,16 @@ def failure_lines(found: Sequence[Failure], *, more: int) -> list[str]:
 
 
 def group_lines(groups: Sequence[Group]) -> list[str]:
-    """Give a line for each kind, with its first row."""
+    """Give a line for each kind, then its first row with its ids, and what to do."""
     if not groups:
         return [_NONE]
-    cells = [
-        (
-            f"{one.rows:,}",
-            one.type,
-            plain(one.code or ""),
-            f"row {one.example.ordinal}: {shortened(one.example.message, _MESSAGE_CHARS)}",
-        )
-        for one in groups
-    ]
-    return table(cells, head=("rows", "type", "code", "first"))
+    cells = [(f"{one.rows:,}", *(plain(value or "-") for value in one.kind.values())) for one in groups]
+    head, *lines = table(cells, head=("rows", *groups[0].kind))
+    said = [head]
+    for line, one in zip(lines, groups, strict=True):
+        first = one.example
+        ids = "" if first.request_id is None else f" (x-request-id {plain(first.request_id)})"
+        said += [line, f"    first: row {first.ordinal}{ids}: {shortened(first.message, _MESSAGE_CHARS)}"]
+        if one.advice is not None:
+            said.append(f"    to do: {one.advice}")
+    return said

@@ -18,6 +18,7 @@ from pipeline.store.journal import JournalReader, Part, Span
 from pipeline.store.parts import has_pieces
 from pipeline.store.spool import read_spool, spool_path
 from pipeline.store.training import Mistake, read_mistakes
+from pipeline.views.advice import advice
 
 if TYPE_CHECKING:
     from pipeline.model import RequestInfo, RowResult
@@ -42,14 +43,29 @@ class Failure:
     apim_request_id: str | None
 
 
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "code": ("type", "code"),
+    "type": ("type",),
+    "deployment": ("deployment", "type", "code"),
+}
+"""What failed rows can be counted by, and which of their fields that tells apart."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Failed rows of one kind. `code` is None where groups are by type alone; `example` is the first of them."""
+    """Failed rows of one kind: the fields that they share. `example` is the first of them.
 
-    type: str
-    code: str | None
+    `advice` is what to do about them; None where they are by type alone.
+    """
+
+    kind: Mapping[str, str | None]
     rows: int
     example: Failure
+    advice: str | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**self.kind, "rows": self.rows, "advice": self.advice, "example": asdict(self.example)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,17 +98,23 @@ def failures(layout: Layout) -> Iterator[Failure]:
         last = failure.ordinal
 
 
-def grouped(found: Iterator[Failure], *, by_code: bool) -> list[Group]:
-    """Count failures by type, or by type and code; the most frequent first."""
-    counts: Counter[tuple[str, str | None]] = Counter()
-    examples: dict[tuple[str, str | None], Failure] = {}
+def grouped(found: Iterator[Failure], *, by: str) -> list[Group]:
+    """Count failures by a name of `GROUPS`; the most frequent first."""
+    names = GROUPS[by]
+    counts: Counter[tuple[str | None, ...]] = Counter()
+    examples: dict[tuple[str | None, ...], Failure] = {}
     for failure in found:
-        key = failure.type, failure.code if by_code else None
+        key = tuple(getattr(failure, name) for name in names)
         counts[key] += 1
         examples.setdefault(key, failure)
     return [
-        Group(type=type_, code=code, rows=rows, example=examples[type_, code])
-        for (type_, code), rows in counts.most_common()
+        Group(
+            kind=dict(zip(names, key, strict=True)),
+            rows=rows,
+            example=examples[key],
+            advice=advice(examples[key].type, examples[key].code) if "code" in names else None,
+        )
+        for key, rows in counts.most_common()
     ]
 
 

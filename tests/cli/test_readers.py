@@ -101,13 +101,29 @@ def test_errors_says_how_many_it_left_out(finished: Bench) -> None:
     assert "and 1 row more" in result.stdout
 
 
-@pytest.mark.parametrize(("group_by", "code"), [("code", "content_filter"), ("type", None)])
-def test_errors_counts_by_kind(finished: Bench, group_by: str, code: str | None) -> None:
+@pytest.mark.parametrize(
+    ("group_by", "kind"),
+    [
+        ("code", {"type": "BadRequestError", "code": "content_filter"}),
+        ("type", {"type": "BadRequestError"}),
+        ("deployment", {"deployment": "gpt-4o-mini", "type": "BadRequestError", "code": "content_filter"}),
+    ],
+)
+def test_errors_counts_by_kind(finished: Bench, group_by: str, kind: dict[str, str]) -> None:
     (group,) = json.loads(finished.call("errors", "out", "--group-by", group_by, "--json").stdout)["groups"]
 
-    assert (group["rows"], group["type"], group["code"]) == (2, "BadRequestError", code)
+    assert group["rows"] == 2
+    assert {name: group[name] for name in kind} == kind
+    assert group.keys() == {*kind, "rows", "advice", "example"}
     assert group["example"]["ordinal"] == 1
-    assert "BadRequestError" in finished.call("errors", "out", "--group-by", group_by).stdout
+    said = finished.call("errors", "out", "--group-by", group_by).stdout
+    assert "BadRequestError" in said
+    assert f"first: row 1 (x-request-id {group['example']['request_id']})" in said
+    assert ("to do: The service's content filter" in said) == ("code" in kind)
+
+
+def test_errors_says_once_a_kind_what_to_do(finished: Bench) -> None:
+    assert finished.call("errors", "out").stdout.count("The service's content filter refused it") == 1
 
 
 @pytest.mark.parametrize("arguments", [(), ("--group-by", "code")])
