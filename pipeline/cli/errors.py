@@ -27,9 +27,10 @@ def command(*, target: Path, group_by: str | None, limit: int | None, as_json: b
 
     Takes a job file or an output folder, while the run goes on and after.
     """
-    from pipeline.store.folder import Layout  # noqa: PLC0415 - for the command that needs it
+    from pipeline.store.failures import failures  # noqa: PLC0415 - for the command that needs it
+    from pipeline.store.folder import Layout  # noqa: PLC0415
     from pipeline.views.failures import failure_lines, group_lines  # noqa: PLC0415
-    from pipeline.views.rows import failures, grouped  # noqa: PLC0415
+    from pipeline.views.rows import grouped  # noqa: PLC0415
 
     found = failures(Layout(find_run(target)))
     if group_by is not None:

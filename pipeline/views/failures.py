@@ -9,7 +9,8 @@ from pipeline.views.advice import advice
 from pipeline.views.text import count, plain, shortened, table
 
 if TYPE_CHECKING:
-    from pipeline.views.rows import Failure, Group
+    from pipeline.store.failures import Failure
+    from pipeline.views.rows import Group
 
 _ID_CHARS = 40
 _MESSAGE_CHARS = 160

@@ -14,9 +14,9 @@ from tuning_scene import CHAT, MODEL, PAIRS, TuningScene, row_of
 
 from pipeline.errors import DamageError, InputChangedError, JobChangedError, JobFileError
 from pipeline.run import RunOptions
+from pipeline.store.failures import failures
 from pipeline.store.summary import read_summary
 from pipeline.store.verify import verify_folder
-from pipeline.views.rows import failures
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 NO_WAIT = RunOptions(wait=False)

@@ -17,6 +17,7 @@ from pipeline.errors import DamageError
 from pipeline.model import ErrorInfo, ErrorType, Outcome, RequestInfo, RowResult, Usage
 from pipeline.store import parts
 from pipeline.store.codec import decode_outcome, encode_outcome
+from pipeline.store.failures import failures
 from pipeline.store.folder import Layout, Sealer, hold_folder
 from pipeline.store.journal import Journal, Span
 from pipeline.store.parts import (
@@ -31,7 +32,7 @@ from pipeline.store.parts import (
 from pipeline.store.spool import SpoolWriter, spool_path
 from pipeline.store.verify import verify_folder
 from pipeline.views.row import row_lines
-from pipeline.views.rows import Found, failures, find_row
+from pipeline.views.rows import Found, find_row
 
 SIZE = 2
 VECTOR = pa.list_(pa.field("item", pa.float32(), nullable=False), SIZE)
