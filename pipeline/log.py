@@ -57,6 +57,8 @@ class Event(StrEnum):
     TRAINING_WAITS = "training_waits"
     TRAINING_STATE = "training_state"
     PART_SEALED = "part_sealed"
+    PART_RENEWED = "part_renewed"
+    ROWS_ASKED_AGAIN = "rows_asked_again"
     PROGRESS = "progress"
     STOPPING = "stopping"
     DISK_REFUSED = "disk_refused"

@@ -9,12 +9,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
 
 from pipeline import operations
 from pipeline.clock import Clock, SystemClock
+from pipeline.engines.again import Retry, asked_again, begin_again, require_same_columns
 from pipeline.engines.descriptors import ensure_descriptors
 from pipeline.engines.lanes import make_lane
 from pipeline.engines.local import Sealing, SealRules, run_local
@@ -46,7 +48,8 @@ from pipeline.store.batch_lines import ERRORS, OUTPUT, write_batch_lines
 from pipeline.store.disk import file_system, free_bytes, is_network, needed_bytes
 from pipeline.store.earlier import Earlier, earlier, note_run
 from pipeline.store.files import storage
-from pipeline.store.folder import Layout, hold_folder, remove_strays
+from pipeline.store.folder import Layout, columns_of_parts, hold_folder, remove_strays
+from pipeline.store.generations import finish_rewrites
 from pipeline.store.ids import IdTable, rebuilt_ids
 from pipeline.store.journal import Journal, JournalReader, Span
 from pipeline.store.repair import Repaired, end_repair, refuse_damage, repair_folder
@@ -65,6 +68,7 @@ SUMMARY_EVERY_S = 1.0
 class RunOptions:
     """What an invocation adds to the job. `limit`: only rows with ordinals below it. `fresh`: move an old run aside.
 
+    `retry`: send failed rows again, and no others.
     `repair`: verify the folder first and rebuild what is damaged from what is whole.
     `signals`: the process is the run's own: SIGINT, SIGTERM and SIGHUP end it cleanly, and one that is stuck is ended;
     only in the main thread. `http_log`: what is written of requests
@@ -73,6 +77,7 @@ class RunOptions:
     """
 
     limit: int | None = None
+    retry: Retry | None = None
     fresh: bool = False
     repair: bool = False
     wait: bool = True
@@ -109,80 +114,116 @@ async def run_job(
     before = None if options.fresh else earlier(layout)
     # While nothing was paid for, a changed job is simply a new start.
     fresh = options.fresh or (before is not None and not before.holds_results and before.is_another_job(job))
+    if options.retry is not None:
+        fresh = False
+        if before is None:
+            said = f"{layout.root} holds no run whose failed rows could be sent again: begin with pipeline run"
+            raise JobFileError((Problem(file=str(job.file), line=None, column=None, path="", message=said),))
     if before is not None and not fresh:
         before.check(job)
-    known = None if fresh else before
-    source = await anyio.to_thread.run_sync(lambda: _open_source(job, known))
-    operation = operations.get(job.operation).factory(job)
-    problems = check_columns(job, source.schema.names, result_columns=result_columns(operation))
-    if problems and source.schema.names:
-        raise JobFileError(problems)
-    with hold_folder(layout.root, fresh=fresh, now=now):
-        if earlier(layout) != known:
-            raise FolderHeldError(f"another run has just used {layout.root}; run the same command again")
-        log = EventLog(path=layout.log, listener=listener, wall=clock.wall)
-        run = _invocation(
-            job,
-            source,
-            operation,
-            layout=layout,
-            options=options,
-            log=log,
-            clock=clock,
-            dice=dice,
-            watcher=watcher,
-            repaired=repaired,
-        )
-        http = open_http_log(options.http_log, path=layout.http_log, listener=listener, wall=clock.wall, log=log)
-        try:
-            with http as run.http_log:
-                async with obeyed_signals(run.stop, log) if options.signals else nullcontext():
-                    return await run.go(known, transport)
-        finally:
-            log.close()
-
-
-def _invocation(
-    job: Job,
-    source: Source,
-    operation: Operation,
-    *,
-    layout: Layout,
-    options: RunOptions,
-    log: EventLog,
-    clock: Clock,
-    dice: Callable[[], float],
-    watcher: Callable[[Summary], None] | None,
-    repaired: Repaired | None,
-) -> _Run | Training:
-    """Make what does the job: one that trains a model goes its own way."""
-    if job.operation == TRAINING:
-        return Training(
-            job=job,
-            layout=layout,
-            source=source,
-            operation=operation,
-            log=log,
-            clock=clock,
-            dice=dice,
-            watcher=watcher,
-            wait=options.wait,
-            cancel=options.cancel,
-        )
-    return _Run(
+    invocation = _Invocation(
         job=job,
         layout=layout,
-        source=source,
-        operation=operation,
-        rules=plan_rules(job, source, limit=options.limit),
-        log=log,
+        options=options,
         clock=clock,
         dice=dice,
+        transport=transport,
+        listener=listener,
         watcher=watcher,
-        leave=os._exit if options.signals else None,
         repaired=repaired,
-        wait=options.wait,
+        now=now,
     )
+    known = None if fresh else before
+    if options.retry is None and known is not None and known.again not in {None, change.variant(job)}:
+        # A retry with a wording of its own was cut: it is ended first, as it was begun.
+        summary = await invocation.go(known, again=True)
+        if summary.exit_code not in {0, 1}:
+            return summary
+        known = earlier(layout)
+    return await invocation.go(known, fresh=fresh, again=options.retry is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Invocation:
+    """What the stages of an invocation share: a retry that was cut is ended before the run goes on."""
+
+    job: Job
+    layout: Layout
+    options: RunOptions
+    clock: Clock
+    dice: Callable[[], float]
+    transport: Transport | None
+    listener: Listener | None
+    watcher: Callable[[Summary], None] | None
+    repaired: Repaired | None
+    now: datetime
+
+    async def go(self, known: Earlier | None, *, fresh: bool = False, again: bool = False) -> Summary:
+        """Do one stage. `again`: send only rows that are asked again."""
+        job, layout, options = self.job, self.layout, self.options
+        source = await anyio.to_thread.run_sync(lambda: _open_source(job, known))
+        asked = asked_again(job, known, options.retry) if again and known is not None else job
+        operation = operations.get(asked.operation).factory(asked)
+        problems = check_columns(asked, source.schema.names, result_columns=result_columns(operation))
+        if problems and source.schema.names:
+            raise JobFileError(problems)
+        with hold_folder(layout.root, fresh=fresh, now=self.now):
+            if earlier(layout) != known:
+                raise FolderHeldError(f"another run has just used {layout.root}; run the same command again")
+            finish_rewrites(layout)
+            rows = 0
+            if options.retry is not None and known is not None:
+                require_same_columns(operation, known, parts=columns_of_parts(layout))
+                begin = partial(begin_again, layout, asked=asked, known=known, retry=options.retry, now=self.now)
+                begun = await anyio.to_thread.run_sync(begin)
+                if isinstance(begun, Summary):
+                    return begun
+                rows, known = begun, earlier(layout)
+            log = EventLog(path=layout.log, listener=self.listener, wall=self.clock.wall)
+            if rows:
+                log.emit(Event.ROWS_ASKED_AGAIN, rows=rows, variant=change.variant(asked))
+            run = self._made(asked, source, operation, log=log, again=again)
+            http = open_http_log(
+                options.http_log, path=layout.http_log, listener=self.listener, wall=self.clock.wall, log=log
+            )
+            try:
+                with http as run.http_log:
+                    async with obeyed_signals(run.stop, log) if options.signals else nullcontext():
+                        return await run.go(known, self.transport)
+            finally:
+                log.close()
+
+    def _made(self, asked: Job, source: Source, operation: Operation, *, log: EventLog, again: bool) -> _Run | Training:
+        """Make what does the job: one that trains a model goes its own way."""
+        options = self.options
+        if asked.operation == TRAINING:
+            return Training(
+                job=asked,
+                layout=self.layout,
+                source=source,
+                operation=operation,
+                log=log,
+                clock=self.clock,
+                dice=self.dice,
+                watcher=self.watcher,
+                wait=options.wait,
+                cancel=options.cancel,
+            )
+        return _Run(
+            job=asked,
+            noted=self.job,
+            layout=self.layout,
+            source=source,
+            operation=operation,
+            rules=plan_rules(asked, source, limit=options.limit, only_again=again),
+            log=log,
+            clock=self.clock,
+            dice=self.dice,
+            watcher=self.watcher,
+            leave=os._exit if options.signals else None,
+            repaired=self.repaired,
+            wait=options.wait,
+        )
 
 
 def _check_options(job: Job, options: RunOptions) -> None:
@@ -196,6 +237,8 @@ def _check_options(job: Job, options: RunOptions) -> None:
             f"--repair is not for {TRAINING}: a run fetches damaged tables again by itself; where the journal is "
             "damaged, see at the service what became of the training, then begin anew with --fresh"
         )
+    elif trains and options.retry is not None:
+        wrong = f"retry is not for {TRAINING}: mend the examples, and run the job again"
     elif options.cancel and not trains:
         wrong = f"--cancel is for {TRAINING}: Ctrl-C stops every other run"
     if wrong is not None:
@@ -204,9 +247,10 @@ def _check_options(job: Job, options: RunOptions) -> None:
 
 @dataclass(slots=True, kw_only=True)
 class _Run:
-    """One invocation, under the folder's lock."""
+    """One run, under the folder's lock. `noted` is the job that the folder stands for, `job` the one that is asked."""
 
     job: Job
+    noted: Job
     layout: Layout
     source: Source
     operation: Operation
@@ -303,6 +347,7 @@ class _Run:
                     pool=pool,
                     spending=spending,
                     limit=self.rules.limit,
+                    only_again=self.rules.only_again,
                     clock=clock,
                 )
                 guard = StallGuard(
@@ -421,7 +466,7 @@ class _Run:
                 self.log.emit(Event.INPUT_GREW)
             if self.repaired is not None and self.repaired.ids_gone:
                 await anyio.to_thread.run_sync(self._claim_ids, reader)
-        await note_run(journal, job=self.job, schema=self.source.schema, files=files, variants=variants)
+        await note_run(journal, job=self.noted, schema=self.source.schema, files=files, variants=variants)
         self.log.emit(
             Event.RUN_RESUMED if known is not None else Event.RUN_STARTED,
             job=self.job.name,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pyarrow.parquet as pq
 
+from pipeline.engines.again import Retry
 from pipeline.job.load import load_job
 from pipeline.operations import names
 from pipeline.run import RunOptions, run_job
@@ -126,6 +127,7 @@ class BatchScene:
         self,
         *,
         wait: bool = True,
+        retry: Retry | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         clock: Clock | None = None,
         **keys: Any,
@@ -134,7 +136,7 @@ class BatchScene:
         job = load_job(self.write_job(**keys), environ={**os.environ, "K": "k"}, operations=names())
         return await run_job(
             job,
-            options=RunOptions(wait=wait),
+            options=RunOptions(wait=wait, retry=retry),
             clock=clock,
             transport=transport,
             listener=lambda event: self.events.append(dict(event)),

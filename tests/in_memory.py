@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pybase64
 
 from pipeline import operations
+from pipeline.engines.again import Retry
 from pipeline.job.load import load_job
 from pipeline.job.spec import Job
 from pipeline.run import RunOptions, run_job
@@ -140,11 +141,12 @@ class Bench:
         limit: int | None = None,
         fresh: bool = False,
         repair: bool = False,
+        retry: Retry | None = None,
     ) -> Summary:
         """Run, or continue, with no chance in back-offs."""
         return await run_job(
             self.job(),
-            options=RunOptions(limit=limit, fresh=fresh, repair=repair),
+            options=RunOptions(limit=limit, fresh=fresh, repair=repair, retry=retry),
             dice=lambda: 0.0,
             transport=service,
             listener=self.events.append,

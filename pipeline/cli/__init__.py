@@ -20,6 +20,7 @@ _HELP = {
     "plan": "Say how many requests, tokens, dollars and minutes a run would take.",
     "doctor": "Check network, credentials, deployments and disk for a job.",
     "run": "Run a job, or continue it.",
+    "retry": "Send failed rows again.",
     "status": "Show how far a run is: counts, rate, throttling, cost.",
     "errors": "List the rows that failed, and why.",
     "show": "Show one row with all its attempts.",

@@ -14,7 +14,7 @@ from pipeline.memory import give_back
 from pipeline.plan.plan import Plan
 from pipeline.plan.ranges import range_digest
 from pipeline.store.folder import Layout, Sealer, export_attempts
-from pipeline.store.journal import Journal, Part, Span
+from pipeline.store.journal import Again, Journal, Part, Span
 from pipeline.store.manifest import write_manifest
 from pipeline.store.parts import part_schema
 
@@ -150,19 +150,29 @@ class Sealing:
     async def _seal(
         self, sealer: Sealer, span: Span, *, last: int, finish: str, digest: str, rest: Span | None = None
     ) -> None:
-        part: Part = await anyio.to_thread.run_sync(
-            lambda: sealer.part_of(span, last=last, finish=finish, digest=digest)
-        )
-        await self._journal.seal(part, rest=rest)
-        sealer.forget_spool(span.first)
+        if isinstance(span, Again):
+            part = await self._renew(sealer, span)
+        else:
+            part = await anyio.to_thread.run_sync(lambda: sealer.part_of(span, last=last, finish=finish, digest=digest))
+            await self._journal.seal(part, rest=rest)
+            sealer.forget_spool(span.first)
         await anyio.to_thread.run_sync(give_back)
         self._sealed(span.first)
         self._pulse.beat()
-        self._log.emit(Event.PART_SEALED, part=part.name, ok=part.ok, failed=part.failed, bytes=part.bytes)
+        event = Event.PART_RENEWED if isinstance(span, Again) else Event.PART_SEALED
+        self._log.emit(event, part=part.name, ok=part.ok, failed=part.failed, bytes=part.bytes)
         await export_attempts(self._layout, self._journal, at_least=ATTEMPTS_AT_ONCE)
         if self._clock.now() >= self._manifest_due:
             self._write_manifest()
             self._manifest_due = self._clock.now() + MANIFEST_EVERY_S
+
+    async def _renew(self, sealer: Sealer, span: Again) -> Part:
+        """Put a new part in the place of one whose rows were asked again; the next run goes on where this is cut."""
+        part: Part = await anyio.to_thread.run_sync(sealer.renewed_part, span)
+        await self._journal.rewrite(part)
+        await anyio.to_thread.run_sync(sealer.publish, part)
+        await self._journal.rewritten(part)
+        return part
 
     def _sealer(self) -> Sealer | None:
         """None while the columns' types are not known."""

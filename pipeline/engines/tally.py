@@ -35,6 +35,7 @@ class Tally:
         pool: Pool,
         spending: Spending,
         limit: int | None,
+        only_again: bool = False,
         clock: Clock,
     ) -> None:
         self._job = job
@@ -44,6 +45,7 @@ class Tally:
         self._pool = pool
         self._spending = spending
         self._limit = limit
+        self._only_again = only_again
         self._clock = clock
         self._began = clock.now()
         self._started_at = utc(clock.wall())
@@ -94,6 +96,13 @@ class Tally:
             job_file=str(self._job.file.absolute()),
         )
 
+    @property
+    def _left_out(self) -> str:
+        """Why rows are left though nothing stopped the run."""
+        if self._only_again:
+            return "only failed rows were sent again; `pipeline run` goes on with the rest of the input"
+        return f"--limit {self._limit} reached"
+
     def ending(self, cause: BaseException | None) -> Summary:
         """The last summary: why the run ended, and with which exit code. `cause` is None when its rows did."""
         rows = self.now().rows
@@ -101,11 +110,13 @@ class Tally:
             cause = None  # asked too late: there was nothing left to stop
         match cause:
             case None:
-                # The limit may lie beyond the input's end.
-                complete = self._limit is None or self._plan.rows_total is not None
+                # The limit may lie beyond the input's end, and failed rows may be all that was left.
+                complete = self._limit is None or rows.total is not None
+                if self._only_again:
+                    complete = rows.pending == rows.not_in_parts == 0
                 summary = self.now("complete" if complete else "stopped")
-                reason = None if complete else f"--limit {self._limit} reached"
-                if summary.rows.not_in_parts:
+                reason = None if complete else self._left_out
+                if summary.rows.not_in_parts and not self._only_again:
                     summary = replace(summary, state="stopped")
                     reason = (
                         f"{summary.rows.not_in_parts} rows wait in the journal: the size of their vectors is not known "

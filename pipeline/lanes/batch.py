@@ -301,7 +301,7 @@ class BatchLane:
         """Give the plan back rows that are in no batch, read once more."""
         wanted = sorted(ordinal for line in lines for ordinal in line.ordinals)
         with self._journal.reader() as reader:
-            spans = reader.spans()
+            spans = reader.open_ranges()
         again = read_again(self._source, self.findings.operation, self._plan_rules, spans, wanted)
         while (chunk := await to_thread.run_sync(next, again, None)) is not None:
             for span, item in chunk:
@@ -765,7 +765,7 @@ class BatchLane:
         group: TaskGroup,
     ) -> None:
         with self._journal.reader() as reader:
-            spans = reader.spans()
+            spans = reader.open_ranges()
             done = _done(reader, spans, lines)
         open_lines = sorted((line for line in lines if not done(line.ordinals[0])), key=lambda line: line.ordinals[0])
         by_first = {line.ordinals[0]: line for line in open_lines}

@@ -150,7 +150,7 @@ class Plan:
             if progress is None:
                 progress = self._progress[step.span.first] = _Progress(span=step.span)
             progress.span = step.span
-            progress.handed_out += sum(work.size for work in step.work)
+            progress.handed_out += sum(work.size for work in step.work) + step.left
             self._ready.extend(step.work)
             self._seal_if_complete(step.span.first)
         if step.ended:

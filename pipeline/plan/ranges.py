@@ -27,7 +27,10 @@ _ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanRules:
-    """What the job says of ranges and rows. `limit`: rows from this ordinal on are left for another invocation."""
+    """What the job says of ranges and rows. `limit`: rows from this ordinal on are left for another invocation.
+
+    `only_again`: so are all rows but those that are asked again.
+    """
 
     carried: tuple[str, ...]
     id_column: str | None
@@ -35,10 +38,11 @@ class PlanRules:
     part_bytes: int
     limit: int | None
     window_bytes: int
+    only_again: bool = False
 
 
-def plan_rules(job: Job, source: Source, *, limit: int | None) -> PlanRules:
-    """What a job over a source comes to. `limit`: only rows with ordinals below it."""
+def plan_rules(job: Job, source: Source, *, limit: int | None, only_again: bool = False) -> PlanRules:
+    """What a job over a source comes to. `limit`, `only_again`: as in `PlanRules`."""
     match job.output.columns:
         case "none":
             carried: tuple[str, ...] = ()
@@ -53,6 +57,7 @@ def plan_rules(job: Job, source: Source, *, limit: int | None) -> PlanRules:
         part_bytes=job.output.part_bytes,
         limit=limit,
         window_bytes=job.run.window_bytes,
+        only_again=only_again,
     )
 
 
@@ -84,6 +89,15 @@ def continue_at(reader: JournalReader) -> Position:
     """Where the first row that no range holds begins."""
     parts = reader.parts()
     return decode_position(parts[-1].finish) if parts else Position()
+
+
+def end_of_ranges(reader: JournalReader) -> Position | None:
+    """Where the last range ends; None while it was not read to its end."""
+    spans = reader.spans()
+    parts = reader.parts()
+    if spans and (not parts or spans[-1].first > parts[-1].last):
+        return None if spans[-1].finish is None else decode_position(spans[-1].finish)
+    return continue_at(reader)
 
 
 def check_input(

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InputChangedError
 from pipeline.model import BadRow, ErrorInfo, ErrorType, Item, Row, RowResult
-from pipeline.plan.ranges import PlanRules, carried_schema, columns_read, continue_at, decode_position, encode_position
+from pipeline.plan.ranges import (
+    PlanRules,
+    carried_schema,
+    columns_read,
+    continue_at,
+    decode_position,
+    encode_position,
+    end_of_ranges,
+)
 from pipeline.plan.work import Packer, Settled, Task, Work
 from pipeline.sources.digest import RangeDigest
 from pipeline.store.files import storage
-from pipeline.store.journal import Span
+from pipeline.store.journal import Again, Span
 from pipeline.store.spool import SpoolWriter, spool_path
 
 if TYPE_CHECKING:
@@ -31,10 +40,11 @@ TOKENS_AT_ONCE = 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What one batch came to."""
+    """What one batch came to. `left` rows are not done, and left for another invocation."""
 
     span: Span | None = None
     work: tuple[Work, ...] = ()
+    left: int = 0
     read_to: int = 0
     ended: bool = False
     rows_total: int | None = None
@@ -66,12 +76,17 @@ class Reader:
         self._span: Span | None = None
         self._digest = RangeDigest()
         self._done = bytearray()
+        self._wanted: frozenset[int] | None = None
+        self._left = 0
         self._reply_bytes = 0
         self._known_digest: tuple[int, str] | None = None
         self._rows_at_once = MIN_ROWS_AT_ONCE
         with journal.reader() as reader:
-            self._open_spans = deque(reader.spans())
+            self._open_spans = deque(
+                span for span in reader.open_ranges() if not rules.only_again or reader.again(span.first, span.last)
+            )
             self._next = continue_at(reader)
+            self._ends_at = end_of_ranges(reader) if rules.only_again else None
         self._position = self._next
 
     @property
@@ -86,7 +101,7 @@ class Reader:
     def advance(self) -> Step:
         """Read one batch and make work of it."""
         if self._span is None and not self._begin():
-            return Step(ended=True, rows_total=self._position.ordinal if self._rules.limit is None else None)
+            return Step(ended=True, rows_total=self._total_where_it_ends())
         span = self._span
         assert span is not None  # noqa: S101 - _begin has set it
         at = self._position.ordinal
@@ -132,8 +147,24 @@ class Reader:
                     "--fresh (the old results are moved aside, not deleted)"
                 )
 
+    def _total_where_it_ends(self) -> int | None:
+        """How many rows the input has, where that shows without reading on."""
+        if self._rules.only_again:
+            return self._total_if_no_more()
+        return self._position.ordinal if self._rules.limit is None else None
+
+    def _total_if_no_more(self) -> int | None:
+        """How many rows the input has, where every one of them is in a range."""
+        if self._ends_at is None:
+            return None
+        values = columns_read(self._operation, self._rules)
+        with closing(self._source.open(self._ends_at, values=values, carried=self._rules.carried)) as cursor:
+            return None if cursor.read(1, RangeDigest()).rows else self._ends_at.ordinal
+
     def _end_of(self, span: Span) -> int:
         """The ordinal after the last that this invocation reads of the range."""
+        if self._rules.only_again:
+            return span.first + span.read
         limit = self._rules.limit
         return span.last + 1 if limit is None else min(span.last + 1, limit)
 
@@ -146,7 +177,11 @@ class Reader:
             start = decode_position(span.start)
             with self._journal.reader() as reader:
                 self._done = reader.done(span.first, span.last)
+                again = reader.again(span.first, span.last)
+            self._wanted = frozenset(again) if self._rules.only_again else None
             self._known_digest = (span.first + span.read, span.digest) if span.read and span.digest else None
+        elif self._rules.only_again:
+            return False
         else:
             start = self._next
             rows = self._rules.part_rows
@@ -154,6 +189,7 @@ class Reader:
             last = (start.ordinal // rows + 1) * rows - 1
             span = Span(first=start.ordinal, last=last, start=encode_position(start))
             self._done = bytearray()
+            self._wanted = None
             self._known_digest = None
         if limit is not None and span.first >= limit:
             return False
@@ -167,7 +203,8 @@ class Reader:
         self._reply_bytes = 0
         self._digest = RangeDigest()
         self._span = span
-        if self._rules.carried:
+        # A part that stands has the carried columns of its rows.
+        if self._rules.carried and not isinstance(span, Again):
             self._spool = SpoolWriter(
                 spool_path(self._layout.spool, span.first), carried_schema(self._source, self._rules)
             )
@@ -179,6 +216,7 @@ class Reader:
             self._spool.write(batch.carried)
             self._spool_sizes[span.first] = self._spool.bytes
         self._position = batch.end
+        self._left = 0
         work = list(self._work(span, batch.rows))
         read = batch.end.ordinal - span.first
         if self._known_digest is not None and batch.end.ordinal == self._known_digest[0]:
@@ -196,15 +234,20 @@ class Reader:
             if self._ids is not None:
                 self._ids.sync()
         self._span = span
-        self._journal.post_span(span)
+        if not isinstance(span, Again):
+            self._journal.post_span(span)
         if last_of_range:
             work += self._flushed(span)
             self._end_span()
-        return Step(span=span, work=tuple(work), read_to=batch.end.ordinal)
+        return Step(span=span, work=tuple(work), left=self._left, read_to=batch.end.ordinal)
 
     def _work(self, span: Span, rows: Sequence[Row | BadRow]) -> Iterator[Work]:
         done, first = self._done, span.first
         todo = [row for row in rows if not (row.ordinal - first < len(done) and done[row.ordinal - first])]
+        if self._wanted is not None:
+            wanted = [row for row in todo if row.ordinal in self._wanted]
+            self._left = len(todo) - len(wanted)
+            todo = wanted
         bad = {row.ordinal: row.error for row in rows if isinstance(row, BadRow)}
         bad |= self._id_problems(row for row in rows if isinstance(row, Row))
         good = [row for row in todo if isinstance(row, Row) and row.ordinal not in bad]
@@ -289,11 +332,13 @@ class Reader:
         return replace(ended, span=span, work=tuple(work), read_to=end.ordinal)
 
     def _rest_here(self, span: Span) -> Step:
-        """This invocation's limit lies within the range; the range stays open."""
+        """This invocation reads no further in the range, which stays open; at its limit, nowhere."""
         work = self._flushed(span)
         self._end_span()
-        self._open_spans.clear()
-        return Step(span=span, work=tuple(work), read_to=self._position.ordinal, ended=True)
+        ended = not self._rules.only_again
+        if ended:
+            self._open_spans.clear()
+        return Step(span=span, work=tuple(work), read_to=self._position.ordinal, ended=ended)
 
     def _end_span(self) -> None:
         self._end_spool()

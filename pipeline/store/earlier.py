@@ -10,6 +10,7 @@ from pipeline.errors import JobChangedError
 from pipeline.job import change
 from pipeline.store.files import refuse_link
 from pipeline.store.folder import Layout
+from pipeline.store.generations import generations
 from pipeline.store.journal import Journal, JournalReader
 from pipeline.store.training import TrainingRecord, noted_training
 
@@ -24,7 +25,8 @@ class Earlier:
     """What the journal says of an earlier invocation. `semantic` is the job's semantic keys, `ok` the rows answered.
 
     `files` is the input's identity, `schema` its types, `facts` what replies fixed, `models` who answered, `begun`
-    whether rows were read. `training` is how far a model is that is made of them.
+    whether rows were read. `training` is how far a model is that is made of them. `again` names the wording in which
+    rows are asked again, None where none are.
     """
 
     semantic: dict[str, Any]
@@ -36,6 +38,7 @@ class Earlier:
     ok: int
     begun: bool
     training: TrainingRecord | None = None
+    again: str | None = None
 
     @property
     def holds_results(self) -> bool:
@@ -75,6 +78,7 @@ def earlier(layout: Layout) -> Earlier | None:
                 ok=reader.totals().ok,
                 begun=bool(reader.parts() or reader.spans()),
                 training=noted_training(reader),
+                again=generations(reader)[-1].variant if reader.asks_again else None,
             )
     except FileNotFoundError:
         return None

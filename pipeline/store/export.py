@@ -23,6 +23,7 @@ from pipeline.errors import DamageError, StorageError
 from pipeline.store.files import TEMPORARY_SUFFIX, publish, storage, sync_folder
 from pipeline.store.journal import JournalReader, Part, Span
 from pipeline.store.parts import batches_of, write_batches
+from pipeline.store.salvage import carried_of_part, renewed
 from pipeline.store.spool import read_spool, spool_path
 from pipeline.store.verify import arrow_errors
 
@@ -71,17 +72,21 @@ class Finished:
         with JournalReader(self.layout.journal) as reader, reader.snapshot():
             ranges: list[Part | Span] = [*reader.parts(), *reader.spans()]
             for one in sorted(ranges, key=lambda one: one.first):
-                found = self._of_part(one) if isinstance(one, Part) else self._of_journal(reader, one)
+                found = self._of_part(reader, one) if isinstance(one, Part) else self._of_journal(reader, one)
                 for batch in found:
                     self.exported.rows += batch.num_rows
                     yield batch
 
-    def _of_part(self, part: Part) -> Iterator[pa.RecordBatch]:
+    def _of_part(self, reader: JournalReader, part: Part) -> Iterator[pa.RecordBatch]:
+        """The rows of a part; those that were asked again, and are answered, in the place of the old ones."""
         import pyarrow as pa  # noqa: PLC0415 - for commands that read rows
         import pyarrow.parquet as pq  # noqa: PLC0415
 
         path = self.layout.part(part.name)
         try:
+            if reader.count_done(part.first, part.last):
+                yield from self._renewed(reader, part, path)
+                return
             with pq.ParquetFile(path, pre_buffer=False) as file:
                 for batch in file.iter_batches(_BATCH_ROWS):
                     yield pa.RecordBatch.from_arrays(batch.columns, schema=self.schema)
@@ -89,6 +94,15 @@ class Finished:
             raise DamageError(
                 f"{part.name} cannot be read ({type(error).__name__}); run `pipeline verify` on the folder"
             ) from error
+
+    def _renewed(self, reader: JournalReader, part: Part, path: Path) -> Iterator[pa.RecordBatch]:
+        rows = renewed(path, reader.results(part.first, part.last))
+        if self.schema.names[1] == "status":
+            while taken := list(islice(rows, _CHUNK_ROWS)):
+                yield from batches_of(self.schema, None, taken)
+            return
+        for cells in carried_of_part(path):
+            yield from batches_of(self.schema, cells, list(islice(rows, cells.num_rows)))
 
     def _of_journal(self, reader: JournalReader, span: Span) -> Iterator[pa.RecordBatch]:
         """Rows that are done and in no part, with their cells as far as they can be found."""

@@ -44,19 +44,21 @@ def failures(layout: Layout) -> Iterator[Failure]:
     with JournalReader(layout.journal) as reader:
         yield from map(_of_mistake, read_mistakes(layout.mistakes))
         name = id_column(reader)
-        # The journal is read before the list of parts: what is sealed in between is seen twice, never missed.
-        loose: list[Failure] = []
-        for span in reader.spans():
-            found = list(reader.results(span.first, span.last, only_failed=True))
-            ids = carried_cells(layout, span, [row.ordinal for row, _ in found]) if name and found else {}
-            loose += [_of_journal(row, request, ids.get(row.ordinal, {}).get(name or "")) for row, request in found]
-        parts = reader.parts()
-    sealed = (failure for part in parts if part.failed for failure in _of_part(layout.part(part.name), name))
-    last = -1
-    for failure in heapq.merge(sealed, loose, key=lambda one: one.ordinal):
-        if failure.ordinal != last:
-            yield failure
-        last = failure.ordinal
+        # All of it as of one moment: what is sealed meanwhile is neither seen twice nor missed.
+        with reader.snapshot():
+            loose: list[Failure] = []
+            for span in reader.open_ranges():
+                found = list(reader.results(span.first, span.last, only_failed=True))
+                ids = carried_cells(layout, span, [row.ordinal for row, _ in found]) if name and found else {}
+                loose += [_of_journal(row, request, ids.get(row.ordinal, {}).get(name or "")) for row, request in found]
+            parts = [(part, frozenset(reader.again(part.first, part.last))) for part in reader.parts() if part.failed]
+    sealed = (
+        failure
+        for part, again in parts
+        for failure in _of_part(layout.part(part.name), name)
+        if failure.ordinal not in again
+    )
+    yield from heapq.merge(sealed, loose, key=lambda one: one.ordinal)
 
 
 def _of_journal(row: RowResult, request: RequestInfo, identity: Any) -> Failure:

@@ -7,7 +7,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from pipeline.errors import DiskFullError, StorageError
+from pipeline.errors import DamageError, DiskFullError, StorageError
 from pipeline.job.change import canonical
 from pipeline.model import WrittenFile
 from pipeline.store.checksums import forget_checksums, write_checksums
-from pipeline.store.files import private_folder, refuse_link, remove_temporaries, sha256_of, storage
+from pipeline.store.files import private_folder, publish, refuse_link, remove_temporaries, sha256_of, storage
 from pipeline.store.journal import Journal, JournalReader, Part, Span
 from pipeline.store.lock import hold, is_held
 from pipeline.store.media import MEDIA
-from pipeline.store.parts import Origin, part_name, write_attempts, write_part
+from pipeline.store.parts import Origin, make_part, part_name, read_columns, temporary_of, write_attempts, write_part
+from pipeline.store.salvage import carried_of_part, renewed
 from pipeline.store.spool import SPOOL_SUFFIX, read_spool, spool_path, spooled_rows
 
 if TYPE_CHECKING:
@@ -205,6 +206,13 @@ def _claim(layout: Layout) -> None:
     private_folder(layout.private)
 
 
+def columns_of_parts(layout: Layout) -> pa.Schema | None:
+    """The columns of the parts; None while there are none. Raises StorageError, DamageError."""
+    with JournalReader(layout.journal) as reader:
+        parts = reader.parts()
+    return read_columns(layout.part(parts[0].name)) if parts else None
+
+
 def is_running(root: Path) -> bool:
     """Whether a run holds the folder right now."""
     return is_held(Layout(root).lock)
@@ -289,6 +297,49 @@ class Sealer:
             sections=file.sections,
         )
 
+    def renewed_part(self, span: Span) -> Part:
+        """Write what becomes of a part whose rows were asked again, under its temporary name; the old one stands.
+
+        Raises DamageError where the old one is not what was written, JobChangedError where it has other columns.
+        """
+        with JournalReader(self.layout.journal) as reader:
+            job = canonical(reader.noted("job"))
+            part = next(part for part in reader.parts() if part.first == span.first)
+            path = self.layout.part(part.name)
+            _require_whole(path, part)
+            _require_answered(reader, part)
+            file = make_part(
+                path,
+                first=part.first,
+                last=part.last,
+                schema=self.schema,
+                carried=carried_of_part(path) if self.carries else None,
+                results=renewed(path, reader.results(part.first, part.last)),
+                compression=self.compression,
+                origin=Origin(
+                    start=part.start,
+                    finish=part.finish,
+                    digest=part.digest,
+                    fingerprint=sha256(job).hexdigest(),
+                    generation=part.generation + 1,
+                ),
+            )
+        return replace(
+            part,
+            ok=file.ok,
+            failed=file.failed,
+            bytes=file.bytes,
+            sha256=file.sha256,
+            generation=part.generation + 1,
+            sections=file.sections,
+        )
+
+    def publish(self, part: Part) -> None:
+        """Put a renewed part in the place of the old one, durably."""
+        path = self.layout.part(part.name)
+        with storage(f"replacing {part.name}"):
+            publish(temporary_of(path), path)
+
     def readable_to(self, span: Span) -> int:
         """The ordinal after the last row of an open range that a part could hold now, as far as its cells go."""
         if not self.carries:
@@ -299,6 +350,21 @@ class Sealer:
         """Remove the carried columns of a range that is sealed."""
         with storage("removing a spool"):
             spool_path(self.layout.spool, first).unlink(missing_ok=True)
+
+
+def _require_whole(path: Path, part: Part) -> None:
+    """Raise DamageError where a part's file is not what was written: it must not be made into a new one."""
+    with storage(f"reading {part.name}"):
+        is_whole = path.is_file() and sha256_of(path) == part.sha256
+    if not is_whole:
+        raise DamageError(f"{part.name} is not what was written; run the same command again with --repair")
+
+
+def _require_answered(reader: JournalReader, part: Part) -> None:
+    """Raise DamageError where a row of a part that is asked again has no new end."""
+    at = reader.done(part.first, part.last).find(0)
+    if at >= 0:
+        raise DamageError(f"row {part.first + at} is missing in the journal; run `pipeline verify` on the folder")
 
 
 async def export_attempts(layout: Layout, journal: Journal, *, at_least: int) -> None:

@@ -35,7 +35,9 @@ from pipeline.store.database import (
     transaction,
 )
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
+AGAIN_SINCE = 5
+"""The version from which on rows may be asked again."""
 ATTEMPTS_A_CHUNK = 500
 ATTEMPTS_LOST = "attempts_lost"
 """Noted by a repair: how many attempts were in files that are gone."""
@@ -62,6 +64,11 @@ CREATE TABLE IF NOT EXISTS piece (
 CREATE TABLE IF NOT EXISTS file (
     name TEXT PRIMARY KEY, bytes INTEGER NOT NULL, sha256 TEXT NOT NULL
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS again (ordinal INTEGER PRIMARY KEY);
+CREATE TABLE IF NOT EXISTS replaced (
+    ordinal INTEGER NOT NULL, generation INTEGER NOT NULL, blob BLOB NOT NULL, PRIMARY KEY (ordinal, generation)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS rewrite (first INTEGER PRIMARY KEY, record TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS batch (tag TEXT PRIMARY KEY, record TEXT NOT NULL, lines BLOB NOT NULL);
 """
 
@@ -80,6 +87,11 @@ class Span:
     read: int = 0
     digest: str | None = None
     finish: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Again(Span):
+    """A sealed range of which rows are asked again. Its part stands until a new one takes its place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,6 +293,23 @@ class Journal:
         """Record a part and forget its rows. `rest` is what remains of its range after a short head."""
         await self._submit(lambda connection: self._seal(connection, part, rest))
 
+    async def rewrite(self, part: Part) -> None:
+        """Note what a part is about to become: from now on its file may be the old one or this one."""
+        record = json.dumps(asdict(part))
+        await self._submit(
+            lambda connection: _execute(
+                connection, "INSERT OR REPLACE INTO rewrite VALUES (?, ?)", (part.first, record)
+            )
+        )
+
+    async def rewritten(self, part: Part) -> None:
+        """Count the new file of a part, and forget the rows that were asked again for it."""
+
+        def apply(connection: Connection) -> None:
+            self.pending_bytes -= count_rewritten(connection, part, self.totals)
+
+        await self._submit(apply)
+
     async def drop_attempts(self, first_id: int, last_id: int, *, file: WrittenFile) -> None:
         """Forget attempts that a file now holds, and keep that file's checksum."""
 
@@ -449,6 +478,7 @@ class Journal:
         insert(connection, "part", part)
         if rest is not None:
             insert(connection, "span", rest)
+        connection.execute("DELETE FROM again WHERE ordinal BETWEEN ? AND ?", (part.first, part.last))
         self.totals.sealed_ok += part.ok
         self.totals.sealed_failed += part.failed
         self.pending_bytes -= freed
@@ -547,6 +577,49 @@ class JournalReader:
         rows = self._all(f"SELECT {', '.join(names)} FROM part ORDER BY first", ())  # noqa: S608 - our own names
         return [Part(**dict(zip(names, row, strict=True))) for row in rows]
 
+    def open_ranges(self) -> list[Span]:
+        """Ranges with rows that are not done, by ordinal: open ones, and those of which rows are asked again."""
+        return sorted([*self.spans(), *self._again_ranges()], key=lambda one: one.first)
+
+    def _again_ranges(self) -> list[Again]:
+        return [
+            Again(
+                first=part.first,
+                last=part.last,
+                start=part.start,
+                read=part.last - part.first + 1,
+                digest=part.digest,
+                finish=part.finish,
+            )
+            for part in (self.parts() if self.asks_again else [])
+            if self.again(part.first, part.last)
+        ]
+
+    @property
+    def asks_again(self) -> bool:
+        """Whether rows that had an end are asked again, and the parts that hold them are still the old ones."""
+        return self.version >= AGAIN_SINCE and self._one("SELECT 1 FROM again LIMIT 1", ()) is not None
+
+    def again(self, first: int, last: int) -> list[int]:
+        """The rows within the bounds that are asked again, answered or not, by ordinal."""
+        if self.version < AGAIN_SINCE:
+            return []
+        rows = self._all("SELECT ordinal FROM again WHERE ordinal BETWEEN ? AND ? ORDER BY ordinal", (first, last))
+        return [ordinal for (ordinal,) in rows]
+
+    def replaced(self, ordinal: int) -> list[tuple[int, RowResult, RequestInfo]]:
+        """What a row came to before it was asked again: (generation that asked again, the row, its request)."""
+        if self.version < AGAIN_SINCE:
+            return []
+        sql = "SELECT generation, blob FROM replaced WHERE ordinal = ? ORDER BY generation"
+        found = [(generation, decode_outcome(blob)) for generation, blob in self._all(sql, (ordinal,))]
+        return [(generation, outcome.rows[0], outcome.request) for generation, outcome in found]
+
+    def rewrites(self) -> list[Part]:
+        """What parts were about to become when a run was cut."""
+        rows = self._all("SELECT record FROM rewrite", ()) if self.version >= AGAIN_SINCE else []
+        return [Part(**json.loads(record)) for (record,) in rows]
+
     def batches(self) -> list[BatchRecord]:
         """Batches on their way, in no order."""
         records = [json.loads(text) for (text,) in self._all("SELECT record FROM batch", ())]
@@ -559,9 +632,16 @@ class JournalReader:
         return [BatchLine(tries=tries, ordinals=tuple(ordinals)) for tries, ordinals in packed]
 
     def done(self, first: int, last: int) -> bytearray:
-        """One byte an ordinal, from `first`: 1 where the row is done."""
+        """One byte an ordinal, from `first`: 1 where the row is done, in a part or not."""
         flags = bytearray(last - first + 1)
         with database_errors("journal"):
+            for begin, end in self._connection.execute(
+                "SELECT max(first, ?), min(last, ?) FROM part WHERE last >= ? AND first <= ?",
+                (first, last, first, last),
+            ):
+                flags[begin - first : end - first + 1] = b"\1" * (end - begin + 1)
+            for ordinal in self.again(first, last):
+                flags[ordinal - first] = 0
             for (ordinal,) in self._connection.execute(
                 "SELECT ordinal FROM result WHERE ordinal BETWEEN ? AND ?", (first, last)
             ):
@@ -677,6 +757,27 @@ def create_tables(connection: Connection) -> None:
     if "sections" not in {row[1] for row in connection.execute("PRAGMA table_info(part)")}:
         connection.execute("ALTER TABLE part ADD COLUMN sections TEXT NOT NULL DEFAULT '[]'")
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def count_rewritten(connection: Connection, part: Part, totals: Totals) -> int:
+    """Count the new file of a part in the place of the old one; returns the bytes that its rows took in the journal."""
+    bounds = (part.first, part.last)
+    ok, failed = connection.execute("SELECT ok, failed FROM part WHERE first = ?", (part.first,)).fetchone()
+    again = connection.execute("SELECT count(*) FROM again WHERE ordinal BETWEEN ? AND ?", bounds).fetchone()[0]
+    totals.sealed_ok += part.ok - ok
+    totals.sealed_failed += part.failed - (failed - again)
+    mine = "SELECT payload FROM result WHERE ordinal BETWEEN ? AND ?"
+    freed: int = connection.execute(
+        f"SELECT coalesce(sum(length(blob)), 0) FROM payload WHERE id IN ({mine})",  # noqa: S608 - our own words
+        bounds,
+    ).fetchone()[0]
+    connection.execute(f"DELETE FROM payload WHERE id IN ({mine})", bounds)  # noqa: S608 - likewise
+    connection.execute("DELETE FROM result WHERE ordinal BETWEEN ? AND ?", bounds)
+    connection.execute("DELETE FROM again WHERE ordinal BETWEEN ? AND ?", bounds)
+    connection.execute("DELETE FROM rewrite WHERE first = ?", (part.first,))
+    connection.execute("DELETE FROM part WHERE first = ?", (part.first,))
+    insert(connection, "part", part)
+    return freed
 
 
 def insert(connection: Connection, table: str, value: Part | Span) -> None:

@@ -18,7 +18,7 @@ from pipeline.store.files import replace_text, storage
 from pipeline.store.journal import JournalReader
 
 MANIFEST_VERSION = 2
-NOTED = ("job", "variants", "schema", "files", "facts", "models")
+NOTED = ("job", "variants", "schema", "files", "facts", "models", "generations")
 """Facts of the run that the manifest repeats, under the names that the journal notes them by."""
 
 

@@ -43,12 +43,14 @@ class Origin:
     """What a part says of its rows' place in the input, in its footer, for a journal that must be rebuilt.
 
     `start` and `finish` are positions in the input, `digest` is of its rows, `fingerprint` of the job's semantic keys.
+    `generation` counts how often rows of the part were replaced.
     """
 
     start: str
     finish: str
     digest: str
     fingerprint: str
+    generation: int = 0
 
 
 def part_name(first: int, last: int) -> str:
@@ -127,6 +129,11 @@ def has_pieces(schema: pa.Schema) -> bool:
     return "status" in names and CHUNK in names[names.index("status") :]
 
 
+def temporary_of(path: Path) -> Path:
+    """Where a part lies until it is published."""
+    return path.with_name(path.name + TEMPORARY_SUFFIX)
+
+
 def write_part(
     path: Path,
     *,
@@ -138,7 +145,39 @@ def write_part(
     compression: str,
     origin: Origin | None = None,
 ) -> PartFile:
-    """Write, check and publish the part of a range. The same rows give the same bytes.
+    """Make the part of a range and publish it. Takes and raises what `make_part` does."""
+    made = make_part(
+        path,
+        first=first,
+        last=last,
+        schema=schema,
+        carried=carried,
+        results=results,
+        compression=compression,
+        origin=origin,
+    )
+    try:
+        with storage(f"writing {path.name}"):
+            publish(temporary_of(path), path)
+    except BaseException:
+        with suppress(OSError):
+            temporary_of(path).unlink()
+        raise
+    return made
+
+
+def make_part(
+    path: Path,
+    *,
+    first: int,
+    last: int,
+    schema: pa.Schema,
+    carried: Iterable[pa.RecordBatch] | None,
+    results: Iterator[tuple[RowResult, RequestInfo]],
+    compression: str,
+    origin: Origin | None = None,
+) -> PartFile:
+    """Write and check the part of a range, under its temporary name. The same rows give the same bytes.
 
     Where the schema has pieces, a row is written once for each of its own: everything is repeated but the values and
     `usage`, which the first has alone.
@@ -146,7 +185,7 @@ def write_part(
     `carried` are batches whose first row is `first` (None: nothing is carried); rows after `last` are ignored.
     Raises StorageError when the disk refuses, DamageError when rows are missing or the file reads back wrong.
     """
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    temporary = temporary_of(path)
     try:
         with storage(f"writing {path.name}"):
             temporary.unlink(missing_ok=True)
@@ -156,7 +195,6 @@ def write_part(
             size = temporary.stat().st_size
             digest = sha256_of(temporary)
             sections = json.dumps([[size_, digest_] for size_, digest_ in read_sections(temporary)])
-            publish(temporary, path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
@@ -477,6 +515,19 @@ def read_ordinals(path: Path, *, schema: pa.Schema | None = None) -> tuple[int, 
     if bounds is None:
         raise DamageError(f"{path.name} holds no rows")
     return bounds
+
+
+def read_columns(path: Path) -> pa.Schema:
+    """The columns of a part. Raises DamageError."""
+    import pyarrow as pa  # noqa: PLC0415 - loaded when a run needs it
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    try:
+        return pq.read_schema(path).remove_metadata()
+    except (pa.ArrowException, OSError) as error:
+        raise DamageError(
+            f"{path.name} cannot be read back ({type(error).__name__}); run `pipeline verify` on the folder"
+        ) from error
 
 
 def read_origin(path: Path) -> Origin | None:

@@ -107,7 +107,7 @@ def reopen(layout: Layout, part: Part, *, without: frozenset[int]) -> int:
 def ask_again(layout: Layout, ordinals: Iterable[int]) -> int:
     """Forget rows that are done and in no part, with their files; returns how many there were. Raises StorageError."""
     gone = 0
-    with _changing(layout) as change:
+    with changing(layout) as change:
         connection = change.connection
         for ordinal in ordinals:
             row = connection.execute("SELECT ok FROM result WHERE ordinal = ?", (ordinal,)).fetchone()
@@ -124,7 +124,7 @@ def ask_again(layout: Layout, ordinals: Iterable[int]) -> int:
 
 def lose_attempts(layout: Layout) -> int:
     """Go on without the attempts that no file holds any more; returns how many those are. Raises StorageError."""
-    with _changing(layout) as change:
+    with changing(layout) as change:
         connection = change.connection
         found: int = connection.execute("SELECT count(*) FROM attempt").fetchone()[0]
         connection.execute("DELETE FROM file WHERE name LIKE ?", (f"{layout.inside(layout.attempts)}/%",))
@@ -137,7 +137,7 @@ def lose_attempts(layout: Layout) -> int:
 
 
 @dataclass(slots=True)
-class _Change:
+class Change:
     """A transaction on the journal, and the totals that it leaves."""
 
     connection: Connection
@@ -145,14 +145,15 @@ class _Change:
 
 
 @contextmanager
-def _changing(layout: Layout) -> Iterator[_Change]:
+def changing(layout: Layout) -> Iterator[Change]:
+    """Change the journal in one transaction, under the folder's lock. Raises StorageError."""
     with JournalReader(layout.journal) as reader:
         totals = reader.totals()
     connection = open_database(layout.journal)
     try:
         with database_errors(layout.journal.name), transaction(connection):
             create_tables(connection)
-            yield _Change(connection, totals)
+            yield Change(connection, totals)
             put(connection, "totals", asdict(totals))
     finally:
         connection.close()
@@ -160,7 +161,7 @@ def _changing(layout: Layout) -> Iterator[_Change]:
 
 def _reopen(layout: Layout, part: Part, *, rows: Iterator[Done]) -> int:
     done = bytearray(part.last - part.first + 1)
-    with _changing(layout) as change:
+    with changing(layout) as change:
         connection, totals = change.connection, change.totals
         connection.execute("DELETE FROM part WHERE first = ?", (part.first,))
         span = Span(
@@ -172,16 +173,23 @@ def _reopen(layout: Layout, part: Part, *, rows: Iterator[Done]) -> int:
             finish=part.finish,
         )
         insert(connection, "span", span)
-        ok = 0
-        for outcome in outcomes(rows):
+        # Rows that are asked again have no end any more, or a new one, which the journal holds.
+        found = connection.execute("SELECT ordinal FROM again WHERE ordinal BETWEEN ? AND ?", (part.first, part.last))
+        again = {ordinal for (ordinal,) in found}
+        connection.execute("DELETE FROM rewrite WHERE first = ?", (part.first,))
+        ok = failed = 0
+        for outcome in outcomes(row for row in rows if row[0].ordinal not in again):
             insert_results(connection, outcome)
             ok += sum(row.ok for row in outcome.rows)
+            failed += sum(not row.ok for row in outcome.rows)
             for row in outcome.rows:
                 done[row.ordinal - part.first] = 1
+        for ordinal in again:
+            done[ordinal - part.first] = 1
         totals.ok += ok - part.ok
-        totals.failed += done.count(1) - ok - part.failed
+        totals.failed += failed - (part.failed - len(again))
         totals.sealed_ok -= part.ok
-        totals.sealed_failed -= part.failed
+        totals.sealed_failed -= part.failed - len(again)
         if connection.execute("SELECT 1 FROM file WHERE name LIKE ?", (f"{MEDIA}/%",)).fetchone():
             for ordinal in (part.first + place for place, is_done in enumerate(done) if not is_done):
                 _forget_files(connection, ordinal)
@@ -219,13 +227,20 @@ def _whole_manifest(layout: Layout) -> dict[str, Any] | None:
 
 def _parts(layout: Layout, manifest: Mapping[str, Any] | None, fingerprint: str) -> list[Part]:
     """Those of the manifest, then those beside it that say themselves what they are; none over another."""
-    parts = [Part(**said) for said in manifest["parts"]] if manifest else []
+    parts = [_newest(layout, Part(**said), fingerprint) for said in manifest["parts"]] if manifest else []
     known = {part.name for part in parts}
     for path in sorted(layout.root.glob("part-*.parquet")):
         part = None if path.name in known else _read_part(path, fingerprint)
         if part is not None and all(part.last < other.first or part.first > other.last for other in parts):
             parts.append(part)
     return sorted(parts, key=lambda part: part.first)
+
+
+def _newest(layout: Layout, part: Part, fingerprint: str) -> Part:
+    """What a part says of itself, where it was replaced after the manifest was written; else what that says."""
+    path = layout.part(part.name)
+    found = _read_part(path, fingerprint) if path.is_file() else None
+    return part if found is None or found.generation <= part.generation else found
 
 
 def _read_part(path: Path, fingerprint: str) -> Part | None:
@@ -254,7 +269,7 @@ def _read_part(path: Path, fingerprint: str) -> Part | None:
         bytes=path.stat().st_size,
         sha256=sha256_of(path),
         digest=origin.digest,
-        generation=0,
+        generation=origin.generation,
         start=origin.start,
         finish=origin.finish,
         sections=json.dumps(sections),

@@ -27,6 +27,7 @@ from pipeline.store.files import (
     sync_folder,
 )
 from pipeline.store.folder import Layout
+from pipeline.store.generations import finish_rewrites
 from pipeline.store.journal import JournalReader, Part
 from pipeline.store.lock import hold
 from pipeline.store.rebuild import ask_again, lose_attempts, rebuild_journal, reopen
@@ -190,6 +191,8 @@ class _Repair:
     def all(self) -> Repaired:
         """Find, plan and do, first for the journal, then for what it counts."""
         layout = self._layout
+        with suppress(DamageError):  # of the journal, which is then made anew
+            finish_rewrites(layout)
         findings = self._findings()
         if not findings:
             end_repair(layout)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,32 @@ def rows_of_part(path: Path, groups: Collection[int] | None = None) -> Iterator[
             batches = file.iter_batches(_ROWS_AT_ONCE, row_groups=run)
             rows = (row for batch in batches for row in _rows(batch))
             yield from _joined(rows, is_last=run[-1] == file.num_row_groups - 1) if pieces else rows
+
+
+def renewed(path: Path, results: Iterable[Done]) -> Iterator[Done]:
+    """The rows of a part, with these in the place of theirs; both rise. Raises pyarrow's errors and OSError."""
+    left = iter(results)
+    new = next(left, None)
+    for row in rows_of_part(path):
+        if new is not None and new[0].ordinal == row[0].ordinal:
+            yield new
+            new = next(left, None)
+        else:
+            yield row
+
+
+def carried_of_part(path: Path) -> Iterator[pa.RecordBatch]:
+    """The carried columns of a part, one row for each of the input. Raises pyarrow's errors and OSError."""
+    import pyarrow.compute as pc  # noqa: PLC0415 - loaded when a run needs it
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        schema = file.schema_arrow
+        names = schema.names[1 : schema.names.index("status")]
+        pieces = has_pieces(schema)
+        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[*names, CHUNK] if pieces else names):
+            first = batch.filter(pc.equal(pc.fill_null(batch.column(CHUNK), 0), 0)) if pieces else batch
+            yield first.select(names)
 
 
 def outcomes(rows: Iterator[Done]) -> Iterator[Outcome]:

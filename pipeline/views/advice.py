@@ -44,6 +44,6 @@ _AGAIN = "ask again"
 
 
 def advice(type_: str, code: str | None) -> str:
-    """Say what to do about rows that failed with this type and code, and with which command where asking again helps."""
+    """Say what to do about rows that failed with this type and code, and by which command where it is to ask again."""
     said = _BY_CODE.get((code or "").lower()) or _BY_TYPE.get(type_) or _ELSE
     return f"{said} `pipeline retry JOB --only {code or type_}` does." if _AGAIN in said else said

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,12 +68,14 @@ def failed_kinds(layout: Layout) -> FailedKinds:
         name = ((reader.noted("job") or {}).get("input") or {}).get("id")
         for _ in range(_LOOKS):
             parts = reader.parts()
+            # Rows that are asked again have no end any more, or a new one, which the journal holds.
+            again = {part.name: reader.again(part.first, part.last) for part in parts if part.failed}
             found = _loose(layout, reader)
             if reader.parts() == parts:  # else rows went from the journal into a part between the two looks
                 break
     for part in parts:
         if part.failed:
-            for batch in _failed_rows(layout.part(part.name), name, unread):
+            for batch in _failed_rows(layout.part(part.name), name, again[part.name], unread):
                 _count_batch(found, batch)
     return FailedKinds(kinds=sorted(found.values(), key=lambda kind: (-kind.rows, kind.type, kind.code)), unread=unread)
 
@@ -84,7 +86,7 @@ def _loose(layout: Layout, reader: JournalReader) -> _Found:
     for mistake in read_mistakes(layout.mistakes):
         error = mistake.error
         _count(found, error.type.value, error.code, None, 1, [FailedRow(ordinal=mistake.ordinal, id=mistake.id)])
-    for span in reader.spans():
+    for span in reader.open_ranges():
         for row, request in reader.results(span.first, span.last, only_failed=True):
             if row.error is not None:
                 example = FailedRow(
@@ -97,8 +99,10 @@ def _loose(layout: Layout, reader: JournalReader) -> _Found:
     return found
 
 
-def _failed_rows(path: Path, id_column: str | None, unread: list[str]) -> Iterator[pa.RecordBatch]:
-    """The failed rows of a part, flat: ordinal, id, type, code, status and request ids."""
+def _failed_rows(
+    path: Path, id_column: str | None, again: Sequence[int], unread: list[str]
+) -> Iterator[pa.RecordBatch]:
+    """The failed rows of a part but those of `again`, flat: ordinal, id, type, code, status and request ids."""
     import pyarrow as pa  # noqa: PLC0415 - for commands that read rows
     import pyarrow.compute as pc  # noqa: PLC0415
     import pyarrow.parquet as pq  # noqa: PLC0415
@@ -108,6 +112,9 @@ def _failed_rows(path: Path, id_column: str | None, unread: list[str]) -> Iterat
             named = [id_column] if id_column in file.schema_arrow.names else []
             for batch in file.iter_batches(_BATCH_ROWS, columns=["ordinal", "status", "error", "request", *named]):
                 rows = batch.filter(pc.equal(batch.column("status"), "failed"))
+                if again:
+                    asked = pc.is_in(rows.column("ordinal"), value_set=pa.array(again, pa.int64()))
+                    rows = rows.filter(pc.invert(asked))
                 if not rows.num_rows:
                     continue
                 error, request = rows.column("error"), rows.column("request")

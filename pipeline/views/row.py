@@ -35,6 +35,8 @@ def row_lines(found: Found) -> list[str]:
     lines = [f"row {found.ordinal} ({found.where})"]
     for name, value in found.values.items():
         lines += _cell(name, _parsed(value) if name == "response" else value)
+    for before in found.replaced:
+        lines += _cell(f"before generation {before['generation']}", before["error"])
     attempts = [
         (
             attempt["started_at"].isoformat(timespec="milliseconds"),

@@ -18,7 +18,8 @@ from pipeline.store.verify import id_column
 from pipeline.views.advice import advice
 
 if TYPE_CHECKING:
-    from pipeline.model import RequestInfo, RowResult
+    from pipeline.model import ErrorInfo, RequestInfo, RowResult
+    from pipeline.store.journal import Span
 
 _BATCH_ROWS = 16_384
 
@@ -49,12 +50,16 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """One row. `where` is the part's name, `journal`, or `pending`; `values` are its columns, empty while pending."""
+    """One row. `where` is the part's name, `journal`, or `pending`; `values` are its columns, empty while pending.
+
+    `replaced` is what it came to before it was asked again: `generation`, by which it was, `error` and `request`.
+    """
 
     ordinal: int
     where: str
     values: Mapping[str, Any]
     attempts: Sequence[Mapping[str, Any]]
+    replaced: Sequence[Mapping[str, Any]] = ()
 
 
 def grouped(found: Iterator[Failure], *, by: str) -> list[Group]:
@@ -97,22 +102,44 @@ def find_row(layout: Layout, ordinal: int) -> Found | None:
         span = next((span for span in reader.spans() if span.first <= ordinal <= span.last), None)
         loose = list(reader.results(ordinal, ordinal))
         part = next((part for part in reader.parts() if part.first <= ordinal <= part.last), None)
+        is_again = bool(reader.again(ordinal, ordinal))
+        replaced = [
+            {
+                "generation": generation,
+                "error": None if row.error is None else _error(row.error),
+                "request": asdict(request),
+            }
+            for generation, row, request in reader.replaced(ordinal)
+        ]
     for attempt in attempts:
         attempt["started_at"] = datetime.fromtimestamp(attempt["started_at"], UTC)
     attempts = sorted([*_filed_attempts(layout, ordinal), *attempts], key=lambda one: str(one["started_at"]))
+    found = _found(layout, ordinal, part=part, span=span, loose=loose, is_again=is_again)
+    return None if found is None else Found(ordinal=ordinal, attempts=attempts, replaced=replaced, **found)
+
+
+def _found(
+    layout: Layout,
+    ordinal: int,
+    *,
+    part: Part | None,
+    span: Span | None,
+    loose: Sequence[tuple[RowResult, RequestInfo]],
+    is_again: bool,
+) -> dict[str, Any] | None:
+    """Where a row is, and its columns; None when the run has not come to it."""
     if part is not None:
-        return Found(ordinal=ordinal, where=part.name, values=_part_row(layout, part, ordinal), attempts=attempts)
-    if loose and span is not None:
+        values = _part_row(layout, part, ordinal)
+        if not is_again:
+            return {"where": part.name, "values": values}
+        carried = dict(list(values.items())[1 : list(values).index("status")])
+    elif span is not None and (loose or ordinal < span.first + span.read):
         carried = carried_cells(layout, span, [ordinal]).get(ordinal, {})
-        return Found(ordinal=ordinal, where="journal", values=_journal_row(carried, *loose[0]), attempts=attempts)
-    if span is not None and ordinal < span.first + span.read:
-        return Found(
-            ordinal=ordinal,
-            where="pending",
-            values=carried_cells(layout, span, [ordinal]).get(ordinal, {}),
-            attempts=attempts,
-        )
-    return None
+    else:
+        return None
+    if loose:
+        return {"where": "journal", "values": _journal_row(carried, *loose[0])}
+    return {"where": "pending", "values": carried}
 
 
 def _readings(text: str) -> list[Any]:
@@ -156,6 +183,10 @@ def _part_row(layout: Layout, part: Part, ordinal: int) -> dict[str, Any]:
     return found[0] | {name: [piece[name] for piece in found] for name in results}
 
 
+def _error(error: ErrorInfo) -> dict[str, Any]:
+    return {name: getattr(error, name) for name in ("type", "code", "message", "http_status")}
+
+
 def _journal_row(carried: Mapping[str, Any], row: RowResult, request: RequestInfo) -> dict[str, Any]:
     """The columns as the part will have them; vectors and the like are still the journal's bytes."""
     return {
@@ -163,9 +194,7 @@ def _journal_row(carried: Mapping[str, Any], row: RowResult, request: RequestInf
         **carried,
         "status": "ok" if row.ok else "failed",
         **(row.values or {}),
-        "error": None
-        if row.error is None
-        else {name: getattr(row.error, name) for name in ("type", "code", "message", "http_status")},
+        "error": None if row.error is None else _error(row.error),
         "usage": None if row.usage is None else asdict(row.usage),
         "request": asdict(request)
         | {"finished_at": None if request.finished_at is None else datetime.fromtimestamp(request.finished_at, UTC)},

@@ -16,7 +16,7 @@ import anyio
 from pipeline import operations
 from pipeline.errors import PipelineError
 from pipeline.job.load import load_job
-from pipeline.run import run_job
+from pipeline.run import RunOptions, run_job
 
 PRELOAD = ["pipeline.run", "pipeline.job.load", "pipeline.operations.chat", "pipeline.operations.embeddings"]
 PRELOAD += ["pipeline.operations.speech", "pyarrow.parquet", "pyarrow.compute", "pyreqwest.client", "uvloop"]
@@ -24,13 +24,13 @@ DURABLE = ("fdatasync,fsync", "pwrite64", "rename,renameat,renameat2", "unlink,u
 """System calls that make things durable, in groups that one injection counts together."""
 
 
-def run_to_the_end(job: Path, errors: Path) -> None:
+def run_to_the_end(job: Path, errors: Path, options: RunOptions) -> None:
     """Be the child: wait to be traced, run the job, end with its exit code."""
     sys.stderr = errors.open("a")
     os.kill(os.getpid(), signal.SIGSTOP)
     try:
         loaded = load_job(job, environ={"SIMULATOR_KEY": "k"}, operations=operations.names())
-        summary = anyio.run(lambda: run_job(loaded), backend_options={"use_uvloop": True})
+        summary = anyio.run(lambda: run_job(loaded, options=options), backend_options={"use_uvloop": True})
         code = summary.exit_code or 0
         if code:
             print(summary.reason, file=sys.stderr)
@@ -44,7 +44,9 @@ def run_to_the_end(job: Path, errors: Path) -> None:
 class Injector:
     """Starts children from a server that has everything imported, so that a run costs no start-up."""
 
-    def __init__(self) -> None:
+    def __init__(self, options: RunOptions | None = None) -> None:
+        """`options` are those of every run."""
+        self._options = options or RunOptions()
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOAD)
 
@@ -56,7 +58,7 @@ class Injector:
         return self._run(job, errors, options, timeout_s)
 
     def most_calls(self, job: Path, *, errors: Path, trace: Path) -> dict[str, int]:
-        """Run the job to its end; returns how many calls of each group of DURABLE the busiest thread made.
+        """Run the job to exit code 0; returns how many calls of each group of DURABLE the busiest thread made.
 
         A number of a call is counted by strace for each thread on its own.
         """
@@ -73,7 +75,7 @@ class Injector:
         return most
 
     def _run(self, job: Path, errors: Path, options: list[str] | None, timeout_s: float) -> int:
-        child = self._context.Process(target=run_to_the_end, args=(job, errors))
+        child = self._context.Process(target=run_to_the_end, args=(job, errors, self._options))
         child.start()
         assert child.pid is not None
         _wait_until_stopped(child.pid)

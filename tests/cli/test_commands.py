@@ -21,6 +21,7 @@ COMMANDS = [
     "plan",
     "doctor",
     "run",
+    "retry",
     "status",
     "errors",
     "show",
