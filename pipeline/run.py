@@ -20,6 +20,7 @@ from pipeline.engines.again import Retry, asked_again, begin_again, require_same
 from pipeline.engines.descriptors import ensure_descriptors
 from pipeline.engines.lanes import make_lane
 from pipeline.engines.local import Sealing, SealRules, run_local
+from pipeline.engines.prediction import Prediction
 from pipeline.engines.signals import obeyed_signals
 from pipeline.engines.stall import StallGuard
 from pipeline.engines.tally import Tally
@@ -73,7 +74,8 @@ class RunOptions:
     `signals`: the process is the run's own: SIGINT, SIGTERM and SIGHUP end it cleanly, and one that is stuck is ended;
     only in the main thread. `http_log`: what is written of requests
     and replies, to a file of its own and to the listener. `wait`: stay until what the service does on its own has
-    ended; `cancel`: have a training that is under way ended.
+    ended; `cancel`: have a training that is under way ended. `simulated`: the service is our simulator, which counts
+    tokens in its own way.
     """
 
     limit: int | None = None
@@ -82,6 +84,7 @@ class RunOptions:
     repair: bool = False
     wait: bool = True
     cancel: bool = False
+    simulated: bool = False
     signals: bool = False
     http_log: HttpLogRules | None = None
 
@@ -223,6 +226,7 @@ class _Invocation:
             leave=os._exit if options.signals else None,
             repaired=self.repaired,
             wait=options.wait,
+            simulated=options.simulated,
         )
 
 
@@ -261,6 +265,7 @@ class _Run:
     watcher: Callable[[Summary], None] | None
     leave: Callable[[int], object] | None
     wait: bool
+    simulated: bool
     repaired: Repaired | None = None
     stop: Stop = field(default_factory=Stop)
     http_log: HttpLog | None = None
@@ -339,6 +344,14 @@ class _Run:
                     clock=clock,
                     pulse=pulse,
                 )
+                prediction = Prediction(
+                    job=job,
+                    source=self.source,
+                    operation=self.operation,
+                    rules=self.rules,
+                    simulated=self.simulated,
+                    clock=clock,
+                )
                 tally = Tally(
                     job=job,
                     journal=journal,
@@ -346,6 +359,7 @@ class _Run:
                     lane=lane,
                     pool=pool,
                     spending=spending,
+                    prediction=prediction,
                     limit=self.rules.limit,
                     only_again=self.rules.only_again,
                     clock=clock,
@@ -368,6 +382,7 @@ class _Run:
                     watching.start_soon(self._keep_summary, tally, journal)
                     watching.start_soon(self._end_at_deadline)
                     watching.start_soon(pool.share)
+                    watching.start_soon(prediction.make)
                     await run_local(
                         lane=lane,
                         plan=plan,
@@ -377,6 +392,8 @@ class _Run:
                         grace_s=job.run.grace_s,
                         clock=clock,
                     )
+                    if self.stop.cause is None:
+                        await prediction.made()
                     watching.cancel_scope.cancel()
                 await self._finish(sealing, spending)
                 summary = tally.ending(self.stop.cause)

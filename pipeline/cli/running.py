@@ -165,7 +165,7 @@ def carry_out(how: How, job: Job, options: RunOptions) -> int:
     from pipeline.views.progress import open_progress  # noqa: PLC0415
 
     http_log = HttpLogRules(level=how.http_log, allow=how.http_log_allow) if how.http_log else None
-    options = replace(options, wait=not how.no_wait, signals=True, http_log=http_log)
+    options = replace(options, wait=not how.no_wait, simulated=how.simulate, signals=True, http_log=http_log)
     with ExitStack() as stack:
         if how.simulate:
             job = stack.enter_context(simulated(job, speed=how.simulate_speed or 1.0))

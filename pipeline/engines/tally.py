@@ -14,6 +14,7 @@ from pipeline.store.summary import DeploymentUse, RowCounts, Summary, TokenCount
 
 if TYPE_CHECKING:
     from pipeline.clock import Clock
+    from pipeline.engines.prediction import Prediction
     from pipeline.job.spec import Job
     from pipeline.lanes.base import Lane
     from pipeline.lanes.spending import Spending
@@ -34,6 +35,7 @@ class Tally:
         lane: Lane,
         pool: Pool,
         spending: Spending,
+        prediction: Prediction,
         limit: int | None,
         only_again: bool = False,
         clock: Clock,
@@ -44,6 +46,7 @@ class Tally:
         self._lane = lane
         self._pool = pool
         self._spending = spending
+        self._prediction = prediction
         self._limit = limit
         self._only_again = only_again
         self._clock = clock
@@ -81,6 +84,7 @@ class Tally:
             ),
             cost_usd=spent_usd(self._job, totals),
             budget=self._spending.state(),
+            predicted=self._prediction.of(self._limit if total is None else total),
             seconds=round(seconds, 3),
             rows_per_second=round(rate, 1),
             started_at=self._started_at,

@@ -25,6 +25,7 @@ ROWS_AT_ONCE = 500
 """Rows of a bunch: what a sample takes or leaves."""
 COUNTED_ROWS = 20_000
 """Rows at the beginning that are all counted; then one bunch in two as many again, one in four, and so on."""
+_SAMPLED_AT_ONCE = 50
 NAMED = 5
 """Rows that cannot be asked which are told one by one."""
 
@@ -43,10 +44,14 @@ class Unaskable:
 
 @dataclass(slots=True, kw_only=True)
 class Survey:
-    """What an input comes to: all of its `rows`, those that are `done`, and the `sums` of what is not."""
+    """What an input comes to: all of its `rows`, those that are `done`, and the `sums` of what is not.
+
+    `share` is how many requests they fill, were they among others like them.
+    """
 
     rows: int = 0
     done: int = 0
+    share: float = 0.0
     sums: Sums = field(default_factory=Sums)
     unaskable: list[Unaskable] = field(default_factory=list)
     ids_checked: bool = True
@@ -101,6 +106,23 @@ def survey(
                 bunches.take(rows, every=stride.every, range_ends=found.rows % rules.part_rows == 0)
             else:
                 found.sums.unseen(len(rows), every=stride.every)
+    bunches.end()
+    return found
+
+
+def sample(
+    source: Source, operation: Operation, rules: PlanRules, *, counter: Counter, enough: Callable[[int], bool]
+) -> Survey:
+    """Render and pack the first rows, until `enough` says so of their number, done or not. Raises SourceError."""
+    found = Survey()
+    bunches = _Bunches(found, operation, rules, counter)
+    with closing(source.open(Position(), values=columns_read(operation, rules), carried=())) as cursor:
+        while not enough(found.rows) and (room := min(_SAMPLED_AT_ONCE, _room(rules, found.rows))) > 0:
+            batch = cursor.read(room, RangeDigest())
+            if not batch.rows:
+                break
+            found.rows = batch.end.ordinal
+            bunches.take(batch.rows, every=1, range_ends=found.rows % rules.part_rows == 0)
     bunches.end()
     return found
 
@@ -163,8 +185,11 @@ class _Bunches:
         if range_ends or self._samples or self._operation.limits.items == 1:
             packs += self._flushed()
         requests = float(len(packs))
-        if self._samples and self._operation.limits.items > 1:
-            requests = _share_of_packs(good, self._operation.limits)
+        limits = self._operation.limits
+        share = _share_of_packs(good, limits) if limits.items > 1 else requests
+        self._found.share += share
+        if self._samples:
+            requests = share
         self._add(Bunch(rows=len(rows), failing=failing, requests=requests), packs, every=every)
 
     def end(self) -> None:

@@ -88,14 +88,35 @@ class BudgetState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PredictedTokens:
+    """Tokens of prompts and answers; None where they were not known beforehand."""
+
+    input: int | None = None
+    output: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predicted:
+    """What all rows were expected to take, by the first of them; None where it was not known beforehand.
+
+    `seconds` is what the quotas allow, in one invocation.
+    """
+
+    requests: int
+    tokens: PredictedTokens
+    cost_usd: float | None
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """The state of a run. Counts of rows, requests and tokens are the folder's; times and rates this invocation's.
 
     `state` is running, complete, stopped, refused or interrupted; `reason` says why it ended before its rows did.
     `calls_on_refusals` counts the calls spent on finding out which rows of refused packs were to blame, `unwritten`
     the rows that were answered in this invocation and that no disk would take: they are pending, and asked again.
-    `budget` is there where the job has one; `fine_tuned_model` and `training` for jobs that train a model: their rows
-    are the examples.
+    `predicted` is there once the number of rows is known, `budget` where the job has one, `fine_tuned_model` and
+    `training` for jobs that train a model: their rows are the examples.
     `started_at` is when this invocation began and `updated_at` when this was counted, ISO 8601 in UTC.
     """
 
@@ -111,6 +132,7 @@ class Summary:
     tokens: TokenCounts = field(default_factory=TokenCounts)
     cost_usd: float | None = None
     budget: BudgetState | None = None
+    predicted: Predicted | None = None
     seconds: float = 0.0
     rows_per_second: float = 0.0
     started_at: str | None = None
@@ -145,6 +167,9 @@ def read_summary(path: Path) -> Summary:
         value["deployments"] = tuple(DeploymentUse(**one) for one in value["deployments"])
         if value.get("budget") is not None:
             value["budget"] = _read_budget(value["budget"])
+        if value.get("predicted") is not None:
+            tokens = PredictedTokens(**value["predicted"].pop("tokens"))
+            value["predicted"] = Predicted(**value["predicted"], tokens=tokens)
         if value.get("training") is not None:
             value["training"] = TrainingState(**value["training"])
         return Summary(**value)

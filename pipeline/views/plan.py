@@ -9,12 +9,13 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from pipeline import operations
+from pipeline.engines.prediction import time_of
 from pipeline.engines.tally import spent_usd
 from pipeline.job.budget import ANSWER_BOUNDS
 from pipeline.job.prices import AS_OF, SOURCE, rates
 from pipeline.job.training import TRAINING
 from pipeline.operations.base import Priced
-from pipeline.plan.forecast import likely_output, minutes, money, summed_quota
+from pipeline.plan.forecast import likely_output, money
 from pipeline.plan.ranges import plan_rules
 from pipeline.plan.survey import Survey, as_simulated, done_rows, survey, tokenized
 from pipeline.sources import open_source
@@ -91,16 +92,7 @@ def _report(job: Job, found: Survey, earlier: _Earlier) -> dict[str, Any]:
     cost = money(
         priced, input_tokens=None if tokens is None else tokens.at_most(), likely_output=likely, most_output=most
     )
-    mine = [one for one in job.deployments if one.lane == "online"] or job.deployments
-    given = [] if lane == "batch" else mine
-    time = minutes(
-        requests=requests.value,
-        tokens=quota_tokens.value,
-        requests_per_minute=summed_quota([one.requests_per_minute for one in given], leave=job.run.leave),
-        tokens_per_minute=summed_quota([one.tokens_per_minute for one in given], leave=job.run.leave),
-        workers=job.run.workers,
-        latency_s=earlier.latency_s if given else None,
-    )
+    time = time_of(job, requests=requests.value, tokens=quota_tokens.value, latency_s=earlier.latency_s)
     return {
         "name": job.name,
         "operation": job.operation,

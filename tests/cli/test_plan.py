@@ -44,6 +44,11 @@ def test_a_rehearsal_takes_what_was_planned(bench: Bench, name: str, rows: str) 
     summary = json.loads(run.stdout)
 
     assert plan["requests"] == {"value": summary["requests"], "within": 0}
+    predicted = summary["predicted"]
+    assert (predicted["requests"], predicted["tokens"]["input"]) == (
+        plan["requests"]["value"],
+        None if plan["tokens"]["input"] is None else plan["tokens"]["input"]["value"],
+    )
     again = planned(bench, *job)
     assert (again["rows"]["left"], again["rows"]["ok"], again["requests"]["value"]) == (0, int(rows), 0)
     if plan["tokens"]["input"] is None:

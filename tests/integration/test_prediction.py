@@ -1,0 +1,72 @@
+"""`predicted` of the summary: what a run was expected to take, by its first rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from in_memory import Bench, Service
+
+from pipeline.engines.prediction import SAMPLED_ROWS
+from pipeline.job.tokens import count
+from pipeline.store.summary import read_summary
+
+pytestmark = pytest.mark.anyio
+
+PRICED = {
+    "endpoint": "https://x.openai.azure.com",
+    "deployment": "d",
+    "model": "text-embedding-3-small",
+    "api": "azure",
+    "max_inputs": 4,
+    "requests_per_minute": 6_000,
+    "price": {"input": 2.0, "output": 0.0},
+}
+
+
+def bench_of(folder: Path, *, rows: int, **changes: object) -> Bench:
+    changed = {"deployments": [PRICED], "output": {"part_rows": 1_000}, **changes}
+    return Bench(folder=folder, changes=changed).texts(*(f"quay {n % SAMPLED_ROWS}" for n in range(rows)))
+
+
+def tokens_of(rows: int) -> int:
+    return sum(count([f"quay {n % SAMPLED_ROWS}" for n in range(rows)], "text-embedding-3-small"))
+
+
+async def test_a_short_input_is_predicted_exactly_and_stands_in_the_summary(tmp_path: Path) -> None:
+    bench = bench_of(tmp_path, rows=10)
+    summary = await bench.run(Service())
+    predicted = summary.predicted
+    assert predicted is not None
+    assert predicted.requests == summary.requests == 3
+    assert (predicted.tokens.input, predicted.tokens.output) == (tokens_of(10), 0)
+    assert predicted.cost_usd == pytest.approx(tokens_of(10) * 2 / 1e6)
+    assert predicted.seconds == 0.0
+    assert read_summary(bench.layout.summary) == summary
+
+
+async def test_a_long_input_is_predicted_by_its_first_rows(tmp_path: Path) -> None:
+    rows = 5 * SAMPLED_ROWS
+    predicted = (await bench_of(tmp_path, rows=rows).run(Service())).predicted
+    assert predicted is not None
+    assert predicted.requests == pytest.approx(rows / 4, rel=0.01)
+    assert predicted.tokens.input == pytest.approx(tokens_of(rows), rel=0.01)
+    assert predicted.seconds == pytest.approx(rows / 4 / 100, rel=0.02)
+
+
+async def test_a_continued_run_predicts_what_the_whole_takes(tmp_path: Path) -> None:
+    bench = bench_of(tmp_path, rows=10)
+    limited = await bench.run(Service(), limit=4)
+    assert limited.predicted is None or limited.predicted.requests == 1
+    whole = await bench.run(Service())
+    assert whole.predicted is not None
+    assert whole.predicted.requests == 3
+
+
+async def test_what_is_not_known_beforehand_is_null(tmp_path: Path) -> None:
+    bench = Bench(folder=tmp_path, operation="chat").texts("one", "two")
+    predicted = (await bench.run(Service())).predicted
+    assert predicted is not None
+    assert predicted.requests == 2
+    assert predicted.tokens.input is not None
+    assert (predicted.tokens.output, predicted.cost_usd, predicted.seconds) == (None, None, None)
