@@ -1,7 +1,8 @@
 """What Python itself costs a row: CPU of each thread, over a transport that answers at once, without a network.
 
-    python benchmarks/row.py [--rows 20000] [--workers 100] [--rounds 3] [--profile] [--json FILE]
+    python benchmarks/row.py [--operation chat] [--rows 20000] [--workers 100] [--rounds 3] [--profile] [--json FILE]
 
+Embeddings are asked for by 16 a request, and have 1,536 floats, as base64.
 `--profile` prints where the main thread's time goes, by cProfile, which makes small functions look dearer than they
 are. Two revisions are compared by interleaving rounds of both: PYTHONPATH says which package is measured.
 """
@@ -9,6 +10,7 @@ are. Two revisions are compared by interleaving rounds of both: PYTHONPATH says 
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import cProfile
 import gc
@@ -18,6 +20,7 @@ import platform
 import pstats
 import resource
 import statistics
+import struct
 import tempfile
 import threading
 import time
@@ -47,9 +50,11 @@ ANSWER = json.dumps(
         "usage": {"prompt_tokens": 60, "completion_tokens": 130, "total_tokens": 190},
     }
 ).encode()
+INPUTS, FLOATS = 16, 1536
+MARK = b" speaks of the tide at quay "
+REPEATED = 12
 HEADERS = [
     (b"content-type", b"application/json"),
-    (b"content-length", str(len(ANSWER)).encode()),
     (b"x-request-id", b"12345678-1234-1234-1234-123456789012"),
     (b"apim-request-id", b"12345678-1234-1234-1234-123456789012"),
     (b"x-ms-region", b"East US 2"),
@@ -57,15 +62,24 @@ HEADERS = [
     (b"x-ratelimit-remaining-requests", b"99999999"),
     (b"x-ratelimit-limit-tokens", b"10000000000"),
 ]
-SAMPLED_EVERY = 200
+SAMPLED_EVERY = 50
+
+
+def vectors(count: int) -> bytes:
+    """An answer of so many vectors."""
+    text = base64.b64encode(struct.pack(f"<{FLOATS}f", *(1 / (n + 1) for n in range(FLOATS)))).decode()
+    data = [{"object": "embedding", "index": index, "embedding": text} for index in range(count)]
+    usage = {"prompt_tokens": 150 * count, "total_tokens": 150 * count}
+    return json.dumps({"object": "list", "data": data, "model": "text-embedding-3-small", "usage": usage}).encode()
 
 
 class Instant(httpx.AsyncBaseTransport):
     """Answers every request at once, and notes from time to time what CPU each thread has used."""
 
-    def __init__(self) -> None:
+    def __init__(self, operation: str) -> None:
         self.used_s: dict[str, float] = {}
         self._asked = 0
+        self._answers = {} if operation == "chat" else {count: vectors(count) for count in range(1, INPUTS + 1)}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         self._asked += 1
@@ -73,20 +87,38 @@ class Instant(httpx.AsyncBaseTransport):
             for thread in threading.enumerate():
                 if thread.ident is not None:
                     self.used_s[thread.name] = time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
-        return httpx.Response(200, headers=HEADERS, stream=Whole(ANSWER), request=request)
+        answer = ANSWER
+        if self._answers:
+            answer = self._answers[(await request.aread()).count(MARK) // REPEATED]
+        length = (b"content-length", str(len(answer)).encode())
+        return httpx.Response(200, headers=[*HEADERS, length], stream=Whole(answer), request=request)
 
 
-def write_job(folder: Path, rows: int, workers: int) -> Path:
+REQUESTS = {
+    "chat": {"messages": [{"role": "user", "content": "{{ text }}"}], "max_tokens": 200},
+    "embeddings": {"input": "{{ text }}"},
+}
+MODELS = {"chat": "gpt-4o-mini", "embeddings": "text-embedding-3-small"}
+
+
+def write_job(folder: Path, operation: str, rows: int, workers: int) -> Path:
     with (folder / "rows.jsonl").open("w") as file:
         for number in range(rows):
-            text = f"Row {number} speaks of the tide at quay {number * 7919 % 100_003}. " * 12
+            text = f"Row {number} speaks of the tide at quay {number * 7919 % 100_003}. " * REPEATED
             file.write(json.dumps({"id": f"r{number}", "text": text}) + "\n")
     job = {
-        "operation": "chat",
+        "operation": operation,
         "input": {"path": "rows.jsonl", "id": "id"},
-        "request": {"messages": [{"role": "user", "content": "{{ text }}"}], "max_tokens": 200},
+        "request": REQUESTS[operation],
         "deployments": [
-            {"endpoint": "http://127.0.0.1:1", "api": "azure", "deployment": "d", "key": "${K}", "model": "gpt-4o-mini"}
+            {
+                "endpoint": "http://127.0.0.1:1",
+                "api": "azure",
+                "deployment": "d",
+                "key": "${K}",
+                "model": MODELS[operation],
+                "max_inputs": INPUTS,
+            }
         ],
         "run": {"workers": workers},
         "output": {"path": "out"},
@@ -101,11 +133,12 @@ def cpu_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def measure(rows: int, workers: int, *, profiled: bool) -> dict[str, float]:
+def measure(operation: str, rows: int, workers: int, *, profiled: bool) -> dict[str, float]:
     """CPU µs a row of the whole process, of the main thread, of the journal's writer, and of all others."""
     with tempfile.TemporaryDirectory() as name:
-        job = load_job(write_job(Path(name), rows, workers), environ={"K": "k"}, operations=operations.names())
-        transport = Instant()
+        file = write_job(Path(name), operation, rows, workers)
+        job = load_job(file, environ={"K": "k"}, operations=operations.names())
+        transport = Instant(operation)
         gc.collect()
         before, main_before, began = cpu_s(), time.thread_time(), time.perf_counter()
         with cProfile.Profile() if profiled else contextlib.nullcontext() as profile:
@@ -127,15 +160,16 @@ def measure(rows: int, workers: int, *, profiled: bool) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--operation", choices=sorted(REQUESTS), default="chat")
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--workers", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--json")
     options = parser.parse_args()
-    measure(1_000, options.workers, profiled=False)
+    measure(options.operation, 1_000, options.workers, profiled=False)
     rounds = [
-        measure(options.rows, options.workers, profiled=options.profile)
+        measure(options.operation, options.rows, options.workers, profiled=options.profile)
         for _ in range(1 if options.profile else options.rounds)
     ]
     medians = {name: round(statistics.median(found[name] for found in rounds), 1) for name in rounds[0]}
