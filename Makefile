@@ -6,12 +6,14 @@ READY := $(VENV)/.ready
 AUDIO_READY := $(VENV)/.ready-audio
 BENCH := .venv-bench
 BENCH_READY := $(BENCH)/.ready
+DOCS_ENV := .venv-docs
+DOCS_READY := $(DOCS_ENV)/.ready
 UV := $(BIN)/uv --system-certs
 UV_VERSION := 0.13.9
 LOCK = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-audio test test-peers test-browser test-schedulers chaos-quick chaos chaos-report guarantees mutation bench bench-quick check format lint types floors
+.PHONY: help demo demo-audio test test-peers test-browser test-schedulers docs chaos-quick chaos chaos-report guarantees mutation bench bench-quick check format lint types floors
 .PHONY: lock audit clean
 
 help: ## print this list
@@ -102,6 +104,19 @@ bench-quick: $(READY) ## measure rows beside other clients once, at 100 in fligh
 	@$(BIN)/python benchmarks/peers.py --quick --json out/bench/quick.json
 	@$(BIN)/python benchmarks/row.py --rows 5000
 
+# What builds the site, and what the cookbook loads results into: they must not change what is tested.
+$(DOCS_READY): $(READY) requirements-docs.lock
+	@$(PYTHON) -m venv $(DOCS_ENV)
+	@$(UV) pip install --quiet --python $(DOCS_ENV)/bin/python --require-hashes -r requirements-docs.lock
+	@touch $(DOCS_READY)
+
+docs: $(DOCS_READY) ## build the documentation as a site, out/site, and run what the cookbook does with results
+	@NO_MKDOCS_2_WARNING=1 PYTHONPATH=$(CURDIR) $(DOCS_ENV)/bin/mkdocs build --quiet --config-file docs/site/mkdocs.yml
+	@rm -rf out/cookbook
+	@$(BIN)/python tests/docs/results.py write out/cookbook
+	@$(DOCS_ENV)/bin/python tests/docs/results.py read out/cookbook >/dev/null
+	@echo "out/site/index.html"
+
 check: format lint types floors test ## everything that must pass before a commit
 
 format: $(READY) ## check the formatting
@@ -123,6 +138,7 @@ lock: $(READY) ## pin every package anew, with hashes
 	@$(LOCK) --extra dev --extra demo --extra audio -o requirements.lock
 	@$(LOCK) --extra demo-audio -c requirements.lock -o requirements-audio.lock
 	@$(LOCK) --extra bench -o requirements-bench.lock
+	@$(LOCK) --extra docs -c requirements.lock -o requirements-docs.lock
 
 clean: ## remove the environment and what was run
-	@rm -rf $(VENV) $(BENCH) out
+	@rm -rf $(VENV) $(BENCH) $(DOCS_ENV) out

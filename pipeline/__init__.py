@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from pipeline.job.spec import Job
     from pipeline.lanes.stop import Interrupted
+    from pipeline.rehearsal import simulated
     from pipeline.run import RunOptions, run_job
     from pipeline.sources.errors import SourceError
     from pipeline.store.summary import Summary
@@ -61,6 +62,7 @@ __all__ = [
     "__version__",
     "load_job",
     "run_job",
+    "simulated",
 ]
 
 _HOMES = {
@@ -70,16 +72,21 @@ _HOMES = {
     "SourceError": "pipeline.sources.errors",
     "Summary": "pipeline.store.summary",
     "run_job": "pipeline.run",
+    "simulated": "pipeline.rehearsal",
 }
 
 
 def load_job(
-    path: str | Path, *, overrides: Mapping[str, str] | None = None, environ: Mapping[str, str] | None = None
+    path: str | Path,
+    *,
+    overrides: Mapping[str, str] | None = None,
+    environ: Mapping[str, str] | None = None,
+    simulate: bool = False,
 ) -> Job:
     """Read and check a job file. Raises JobFileError with every problem at once.
 
     `overrides` are values by path, each read as YAML, as `--set` takes them: {"run.workers": "8"}. `environ` is what
-    `${NAME}` reads; None: this process's environment.
+    `${NAME}` reads; None: this process's environment. `simulate`: for `simulated`; no variable of a deployment is read.
     """
     import os  # noqa: PLC0415 - importing the package costs nothing
 
@@ -92,6 +99,7 @@ def load_job(
         operations=operations.names(),
         formats=sources.names(),
         overrides=overrides,
+        simulate=simulate,
         first_url=sources.first_url,
     )
 

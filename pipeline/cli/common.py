@@ -11,6 +11,7 @@ import click
 
 from pipeline import operations, sources
 from pipeline.errors import JobFileError, Problem
+from pipeline.rehearsal import simulated_folder
 from pipeline.views.text import json_text
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from pipeline.job.spec import Job
     from pipeline.sources import SourceError
 
-SIMULATED_SUFFIX = ".simulated"
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -135,8 +135,3 @@ def find_run(target: Path) -> Path:
         click.echo(f"there is only a simulated run: {simulated}", err=True)
         return simulated
     raise click.UsageError(f"{target} has not been run yet: {root} does not exist; begin with: pipeline run {target}")
-
-
-def simulated_folder(root: Path) -> Path:
-    """Return the output folder of a job's rehearsals."""
-    return root.with_name(root.name + SIMULATED_SUFFIX)

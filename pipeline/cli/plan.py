@@ -14,11 +14,11 @@ from pipeline.cli.common import (
     placed_source_error,
     read_draft,
     set_option,
-    simulated_folder,
 )
 from pipeline.cli.endings import USAGE
 from pipeline.cli.validate import checked
 from pipeline.errors import JobFileError
+from pipeline.rehearsal import simulated_folder
 
 
 @click.command("plan")

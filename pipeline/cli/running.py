@@ -155,9 +155,9 @@ def carry_out(how: How, job: Job, options: RunOptions) -> int:
     """Run a job, show how it goes, print what it came to; returns the exit code."""
     import anyio  # noqa: PLC0415 - what follows is for a job that can run
 
-    from pipeline.cli.simulation import simulated  # noqa: PLC0415
     from pipeline.clock import SystemClock  # noqa: PLC0415
     from pipeline.log import Level  # noqa: PLC0415
+    from pipeline.rehearsal import simulated  # noqa: PLC0415
     from pipeline.run import run_job  # noqa: PLC0415
     from pipeline.service.http_log import HttpLogRules  # noqa: PLC0415
     from pipeline.views.closing import closing  # noqa: PLC0415

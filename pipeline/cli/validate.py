@@ -16,10 +16,10 @@ from pipeline.cli.common import (
     placed_source_error,
     read_draft,
     set_option,
-    simulated_folder,
 )
 from pipeline.cli.endings import USAGE
 from pipeline.errors import Problem
+from pipeline.rehearsal import simulated_folder
 
 
 @click.command("validate")

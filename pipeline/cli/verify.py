@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from pipeline.cli.common import (
-    SIMULATED_SUFFIX,
     checked_job,
     echo_json,
     find_run,
@@ -16,6 +15,7 @@ from pipeline.cli.common import (
     read_draft,
     run_argument,
 )
+from pipeline.rehearsal import SIMULATED_SUFFIX
 
 _DAMAGED = 5
 

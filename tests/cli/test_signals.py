@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from pipeline import load_job
-from pipeline.cli.simulation import simulated
+from pipeline.rehearsal import simulated
 from pipeline.simulator.serve import SimulatorProcess
 from tests.cli.bench import Bench, Serve
 

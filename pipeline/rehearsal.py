@@ -4,25 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from pipeline.cli.common import simulated_folder
 from pipeline.errors import DefectError, StorageError
-from pipeline.job.spec import DeploymentSpec, Job, Secret
-from pipeline.job.training import TRAINING
-from pipeline.simulator.serve import SimulatorDiedError, start
 
+if TYPE_CHECKING:
+    from pipeline.job.spec import DeploymentSpec, Job
+
+SIMULATED_SUFFIX = ".simulated"
+"""What the name of a rehearsal's output folder ends with."""
 _LOOK_S = 1.0
 
 
+def simulated_folder(root: Path) -> Path:
+    """Return the output folder of a job's rehearsals."""
+    return root.with_name(root.name + SIMULATED_SUFFIX)
+
+
 @contextmanager
-def simulated(job: Job, *, speed: float) -> Iterator[Job]:
+def simulated(job: Job, *, speed: float = 1.0) -> Iterator[Job]:
     """Give the same job over a simulator with its deployments' quotas; the simulator ends with the block.
 
+    Load the job with `simulate=True`, so that its deployments need no credentials. Its rows go to `<output>.simulated`.
     Minutes of quota pass `speed` times as fast. Every call is on the ledger, `<output>.simulated.ledger.jsonl`. Batches
     and trainings are kept in `<output>.simulated.service`, so that they go on when the job is continued; they are
-    looked at each second.
+    looked at each second. Raises StorageError where nothing can be written beside the output.
     """
+    from pipeline.job.spec import Secret  # noqa: PLC0415 - commands that only name the folder need none of these
+    from pipeline.job.training import TRAINING  # noqa: PLC0415
+    from pipeline.simulator.serve import SimulatorDiedError, start  # noqa: PLC0415
+
     output = simulated_folder(job.output.path)
     ledger = output.with_name(f"{output.name}.ledger.jsonl")
     try:
