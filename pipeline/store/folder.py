@@ -308,6 +308,7 @@ class Sealer:
             path = self.layout.part(part.name)
             _require_whole(path, part)
             _require_answered(reader, part)
+            generation = part.generation + 1
             file = make_part(
                 path,
                 first=part.first,
@@ -321,7 +322,7 @@ class Sealer:
                     finish=part.finish,
                     digest=part.digest,
                     fingerprint=sha256(job).hexdigest(),
-                    generation=part.generation + 1,
+                    generation=generation,
                 ),
             )
         return replace(
@@ -330,7 +331,7 @@ class Sealer:
             failed=file.failed,
             bytes=file.bytes,
             sha256=file.sha256,
-            generation=part.generation + 1,
+            generation=generation,
             sections=file.sections,
         )
 

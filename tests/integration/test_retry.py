@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from in_memory import Bench, Said, Service, answer_of, refusal
 from pipeline.engines.again import Retry
 from pipeline.errors import DamageError, JobChangedError, JobFileError, StoppedEarlyError
 from pipeline.job import change
+from pipeline.store.checksums import forget_checksums
 from pipeline.store.export import Finished, Format, write_export
 from pipeline.store.failures import failures
 from pipeline.store.generations import generations
 from pipeline.store.journal import BatchRecord, BatchStep, Journal, JournalReader
+from pipeline.store.rebuild import reopen
 from pipeline.store.verify import verify_folder
 from pipeline.views.row import row_lines
 from pipeline.views.rows import find_row
@@ -52,7 +55,7 @@ def asked(service: Service) -> list[int]:
     return sorted(number(text) for call in service.calls for text in call)
 
 
-def whole(bench: Bench, *, failed: set[int] = frozenset()) -> list[dict[str, Any]]:  # type: ignore[assignment]
+def whole(bench: Bench, *, failed: AbstractSet[int] = frozenset()) -> list[dict[str, Any]]:
     """Every row once, with its own cells and answer, and nothing for verify to find; returns the rows."""
     bench.assert_rows(range(25))
     assert set(bench.failed()) == set(failed)
@@ -231,25 +234,28 @@ async def test_failed_rows_of_the_journal_are_sent_again_and_the_rest_of_the_inp
     whole(bench)
 
 
-async def test_rows_of_a_killed_runs_journal_are_sent_again(bench: Bench) -> None:
+async def test_rows_of_a_killed_runs_journal_are_sent_again_and_its_pending_rows_are_left(bench: Bench) -> None:
     bench.changes["run"] = {"workers": 1}
     await bench.run(Service(until(25, lambda: None)), limit=7)
-    await reopen(bench)
+    unseal(bench, without={0, 6})
     service = Service()
-    await bench.run(service, retry=retry())
+    summary = await bench.run(service, retry=retry())
     assert asked(service) == [3, 4]
-    assert (await bench.run(Service())).exit_code == 0
+    assert (summary.state, summary.rows.ok, summary.rows.not_in_parts) == ("stopped", 5, 5)
+    assert verify_folder(bench.layout).findings == ()
+    service = Service()
+    assert (await bench.run(service)).exit_code == 0
+    assert asked(service) == [0, 6, *range(7, 25)]
     whole(bench)
 
 
-async def reopen(bench: Bench) -> None:
-    """Have rows of the first part be in the journal, as a kill before its sealing would."""
-    from pipeline.store.rebuild import reopen as open_again  # noqa: PLC0415
-
+def unseal(bench: Bench, *, without: AbstractSet[int] = frozenset()) -> None:
+    """Have rows of the first part be in the journal, as a kill before its sealing would; some are pending."""
     with bench.journal() as reader:
         part = reader.parts()[0]
-    open_again(bench.layout, part, without=frozenset())
+    reopen(bench.layout, part, without=frozenset(without))
     bench.layout.part(part.name).unlink()
+    forget_checksums(bench.layout.private)
 
 
 @pytest.mark.parametrize("continued", ["retry", "run"])
@@ -288,12 +294,18 @@ async def test_a_part_that_is_damaged_is_not_made_into_a_new_one(bench: Bench) -
 
 
 @pytest.mark.parametrize("answered", [0, 1, 3])
-async def test_a_repair_in_the_middle_of_a_retry_loses_and_doubles_nothing(bench: Bench, answered: int) -> None:
+@pytest.mark.parametrize("damage", ["parts are gone", "a part is opened"])
+async def test_a_repair_in_the_middle_of_a_retry_loses_and_doubles_nothing(
+    bench: Bench, answered: int, damage: str
+) -> None:
     await bench.run(Service(refuse))
     bench.changes["run"] = {"workers": 1}
     await bench.run(Service(lambda _, calls: refusal(401) if calls > answered else None), retry=retry())
-    for path in bench.parts()[:2]:
-        path.unlink()
+    if damage == "parts are gone":
+        for path in bench.parts()[:2]:
+            path.unlink()
+    else:
+        unseal(bench)
     summary = await bench.run(Service(), repair=True)
     assert summary.exit_code == 0
     whole(bench)
