@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.engines.again import Retry
     from pipeline.errors import (
         DamageError,
         DefectError,
@@ -53,6 +54,7 @@ __all__ = [
     "PipelineError",
     "Problem",
     "RefusedError",
+    "Retry",
     "RunOptions",
     "SourceError",
     "StalledError",
@@ -68,6 +70,7 @@ __all__ = [
 _HOMES = {
     "Interrupted": "pipeline.lanes.stop",
     "Job": "pipeline.job.spec",
+    "Retry": "pipeline.engines.again",
     "RunOptions": "pipeline.run",
     "SourceError": "pipeline.sources.errors",
     "Summary": "pipeline.store.summary",

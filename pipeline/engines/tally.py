@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from pipeline.service.pool import Pool
     from pipeline.store.journal import Journal, Totals
 
+ONLY_FAILED = "only failed rows were sent again; `pipeline run` goes on with the rest of the input"
+"""Why a retry leaves rows that nothing stopped."""
+
 
 class Tally:
     """Counts one invocation; it begins when it is made."""
@@ -104,7 +107,7 @@ class Tally:
     def _left_out(self) -> str:
         """Why rows are left though nothing stopped the run."""
         if self._only_again:
-            return "only failed rows were sent again; `pipeline run` goes on with the rest of the input"
+            return ONLY_FAILED
         return f"--limit {self._limit} reached"
 
     def ending(self, cause: BaseException | None) -> Summary:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipeline.engines.tally import ONLY_FAILED
+from pipeline.rehearsal import SIMULATED_SUFFIX
 from pipeline.store.training import EVENTS, METRICS
 from pipeline.views.text import count, dollars, duration, plain, table
 
@@ -164,15 +167,25 @@ def next_steps(summary: Summary, *, reader: str) -> list[Step]:
         steps.append(Step(text="why rows failed:", command=f"pipeline errors {reader} --group-by code"))
     match summary.state:
         case "complete":
+            if summary.rows.failed and summary.training is None:
+                steps.append(Step(text="to send them again:", command=_retry(summary)))
             steps += _deploy(summary.training)
         case "refused":
             steps += _remedies(summary)
             steps.append(Step(text="put right what was refused, then run the same command again: it continues"))
+        case "stopped" if summary.reason == ONLY_FAILED:
+            pass  # the reason names the command
         case "stopped" if summary.exit_code == 0:
             steps.append(Step(text="the same command without --limit, or with a higher one, continues"))
         case _:
             steps.append(Step(text="to continue, run the same command again"))
     return steps
+
+
+def _retry(summary: Summary) -> str:
+    """The command that sends the failed rows again; a rehearsal's are sent to the simulator."""
+    simulate = " --simulate" if summary.output.endswith(SIMULATED_SUFFIX) else ""
+    return f"pipeline retry {shlex.quote(plain(summary.job_file))}{simulate}"
 
 
 def _deploy(training: TrainingState | None) -> list[Step]:

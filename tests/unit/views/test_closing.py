@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.engines.tally import ONLY_FAILED
 from pipeline.store.summary import DeploymentUse, RowCounts, Summary
 from pipeline.views.closing import closing
 
@@ -33,6 +34,23 @@ UNCOUNTED = RowCounts(ok=3)
 ENDINGS = [
     (_summary("complete", code=0, rows=ALL_OK), "complete: 10 rows ok, 0 failed", ()),
     (_summary("complete", code=1, rows=SOME_FAILED), "complete: 8 rows ok, 2 failed", ("pipeline errors job.yaml",)),
+    (
+        replace(_summary("complete", code=1, rows=SOME_FAILED), job_file="/data/a job.yaml"),
+        "complete: 8 rows ok, 2 failed",
+        ("to send them again:  pipeline retry '/data/a job.yaml'",),
+    ),
+    (
+        replace(
+            _summary("complete", code=1, rows=SOME_FAILED), job_file="/data/job.yaml", output="/data/out.simulated"
+        ),
+        "complete: 8 rows ok, 2 failed",
+        ("to send them again:  pipeline retry /data/job.yaml --simulate",),
+    ),
+    (
+        _summary("stopped", code=0, rows=SOME_LEFT, reason=ONLY_FAILED),
+        "stopped: 4 rows ok",
+        ("`pipeline run` goes on with the rest",),
+    ),
     (
         _summary("stopped", code=0, rows=UNCOUNTED, reason="--limit 3 reached"),
         "stopped: 3 rows ok, 0 failed, the rest of the input pending",
@@ -69,6 +87,7 @@ def test_every_ending_says_what_happened_and_what_to_do(summary: Summary, headli
     for words in said:
         assert any(words in line for line in lines)
     if "pipeline errors" not in said:
+        assert "--limit" in (summary.reason or "") or not any("--limit" in line for line in lines)
         assert summary.rows.failed > 0 or not any("pipeline errors" in line for line in lines)
 
 
