@@ -17,7 +17,9 @@ import anyio
 from pipeline import operations
 from pipeline.clock import Clock, SystemClock
 from pipeline.engines.again import Retry, asked_again, begin_again, require_same_columns
+from pipeline.engines.canary import is_begun, judge, planned_usd
 from pipeline.engines.descriptors import ensure_descriptors
+from pipeline.engines.ending import ending_of
 from pipeline.engines.lanes import make_lane
 from pipeline.engines.local import Sealing, SealRules, run_local
 from pipeline.engines.prediction import Prediction
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     from pipeline.sources.base import Source
 
 SUMMARY_EVERY_S = 1.0
+_LEAST_S = 0.001
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +146,22 @@ async def run_job(
         if summary.exit_code not in {0, 1}:
             return summary
         known = earlier(layout)
-    return await invocation.go(known, fresh=fresh, again=options.retry is not None)
+    rows = job.run.canary
+    if (
+        rows is None
+        or options.retry is not None
+        or job.operation == TRAINING
+        or (not fresh and is_begun(layout, rows=rows))
+    ):
+        return await invocation.go(known, fresh=fresh, again=options.retry is not None)
+    began = clock.now()
+    summary = await invocation.first(rows).go(known, fresh=fresh)
+    if summary.exit_code not in {0, 1} or summary.state == "complete":
+        return summary
+    stopped = await invocation.judged(summary, rows)
+    if stopped is not None or (options.limit is not None and options.limit <= rows):
+        return stopped or summary
+    return await invocation.after(clock.now() - began).go(earlier(layout))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +178,38 @@ class _Invocation:
     watcher: Callable[[Summary], None] | None
     repaired: Repaired | None
     now: datetime
+
+    def first(self, rows: int) -> _Invocation:
+        """The stage of the canary: no rows but so many first ones."""
+        limit = rows if self.options.limit is None else min(rows, self.options.limit)
+        return replace(self, options=replace(self.options, limit=limit))
+
+    def after(self, seconds: float) -> _Invocation:
+        """The stage after one that took so long of the deadline, and found the folder repaired or moved aside."""
+        deadline_s = self.job.run.deadline_s
+        left = None if deadline_s is None else max(deadline_s - seconds, _LEAST_S)
+        run = self.job.run.model_copy(update={"deadline_s": left})
+        return replace(self, job=self.job.model_copy(update={"run": run}), repaired=None)
+
+    async def judged(self, summary: Summary, rows: int) -> Summary | None:
+        """Judge the canary: what the run ends with, None where it goes on."""
+        job, layout = self.job, self.layout
+
+        def look() -> PipelineError | None:
+            source = _open_source(job, earlier(layout))
+            planned = planned_usd(job, source, rows=rows, simulated=self.options.simulated)
+            return judge(job, layout, rows=rows, planned=planned)
+
+        cause = await anyio.to_thread.run_sync(look)
+        if cause is None:
+            return None
+        ending = ending_of(cause)
+        ended = replace(summary, state=ending.state, reason=ending.reason, exit_code=ending.exit_code)
+        with hold_folder(layout.root, fresh=False, now=self.now):
+            write_summary(layout.summary, ended)
+        if self.watcher is not None:
+            self.watcher(ended)
+        return ended
 
     async def go(self, known: Earlier | None, *, fresh: bool = False, again: bool = False) -> Summary:
         """Do one stage. `again`: send only rows that are asked again."""

@@ -59,6 +59,9 @@ _OPTIONS = (
     ),
     click.option("--deadline", metavar="TIME", help="Stop cleanly after this long, such as 2h (run.deadline)."),
     click.option(
+        "--canary", metavar="N", help="The first rows that must pass before others are sent, or off (run.canary)."
+    ),
+    click.option(
         "--fail-on", metavar="WHEN", help="When failed rows make the exit code 1: any, never or a share (5%)."
     ),
     click.option(
@@ -108,6 +111,7 @@ class How:
     workers: str | None
     max_cost: str | None
     deadline: str | None
+    canary: str | None
     fail_on: str | None
     no_wait: bool
     as_json: bool
@@ -124,6 +128,7 @@ class How:
             "run.workers": self.workers,
             "run.max_cost": self.max_cost,
             "run.deadline": self.deadline,
+            "run.canary": self.canary,
             "run.fail_on": self.fail_on,
         }
         return {**dict(self.overrides), **{name: value for name, value in options.items() if value is not None}}

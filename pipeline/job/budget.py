@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.job.prices import AS_OF, rates
 
 if TYPE_CHECKING:
-    from pipeline.job.spec import DeploymentSpec, RunSpec
+    from pipeline.job.spec import DeploymentSpec, Job, RunSpec
 
 ANSWER_BOUNDS: Mapping[str, tuple[str, ...]] = {
     "chat": ("max_completion_tokens", "max_tokens"),
@@ -17,6 +17,12 @@ ANSWER_BOUNDS: Mapping[str, tuple[str, ...]] = {
     "embeddings": (),
 }
 """The operations whose requests can be bounded in tokens, with the fields that bound their answers."""
+
+
+def is_bounded(job: Job) -> bool:
+    """Whether every answer has a bound: the operation has none to give, or the request or each row's line does."""
+    bounds = ANSWER_BOUNDS.get(job.operation, ())
+    return not bounds or not job.request or any(job.request.get(name) is not None for name in bounds)
 
 
 def budget_problems(

@@ -37,7 +37,7 @@ DEFAULT_TIMEOUT_S = 300.0
 MEDIA_TIMEOUT_S = 600.0  # sound and pictures take longer to make, and to carry
 
 # Keys of later work: known, so that they are refused with a better word than "unknown".
-LATER_KEYS = frozenset({"canary", "dedupe", "incremental", "processes"})
+LATER_KEYS = frozenset({"dedupe", "incremental", "processes"})
 
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
 _DURATION_PIECE = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
@@ -87,6 +87,15 @@ def parse_fail_on(value: object) -> object:
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
         raise ValueError("must be any, never or a share of the rows such as 5%")
     return float(fraction)
+
+
+def parse_canary(value: object) -> int | None:
+    """So many rows; None for `off`. ValueError otherwise."""
+    if value is None or value == "off":
+        return None
+    if type(value) is not int or value < 1:
+        raise ValueError("must be a number of rows above zero, or off")
+    return value
 
 
 def parse_share(value: object) -> float:
@@ -229,6 +238,11 @@ Duration = Annotated[
     float, Field(gt=0, allow_inf_nan=False), BeforeValidator(parse_duration), WithJsonSchema(_DURATION_SCHEMA)
 ]
 Size = Annotated[int, Field(gt=0), BeforeValidator(parse_size), WithJsonSchema(_SIZE_SCHEMA)]
+Canary = Annotated[
+    int | None,
+    BeforeValidator(parse_canary),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "off"}, {"type": "null"}]}),
+]
 FailOn = Annotated[Literal["any", "never"] | float, BeforeValidator(parse_fail_on), WithJsonSchema(_FAIL_ON_SCHEMA)]
 Quantile = Annotated[
     float,
@@ -737,6 +751,15 @@ class RunSpec(Section):
         default_text="none",
         name="deadline",
         doc="How long this invocation may take; then it stops cleanly, to be continued.",
+    )
+    canary: Canary = declare(
+        None,
+        kind="operational",
+        type_text="number or `off`",
+        default_text="off",
+        doc="So many first rows are asked before all others, which are sent only if those pass: no more failed rows "
+        "than `fail_on` allows (10 %, if that is `any`), no more than 10 % of answers cut or unfit for the schema, no "
+        "row dearer than twice the plan. Else the run ends with exit code 4; 3 where all were refused alike.",
     )
     fail_on: FailOn = declare(
         "any",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import operations
 from pipeline.engines.prediction import time_of
 from pipeline.engines.tally import spent_usd
-from pipeline.job.budget import ANSWER_BOUNDS
+from pipeline.job.budget import is_bounded
 from pipeline.job.prices import AS_OF, SOURCE, rates
 from pipeline.job.training import TRAINING
 from pipeline.operations.base import Priced
@@ -84,7 +84,7 @@ def _report(job: Job, found: Survey, earlier: _Earlier) -> dict[str, Any]:
     known = isinstance(operations.get(job.operation).factory(job), Priced)
     tokens = sums.figure("input_tokens") if known else None
     quota_tokens = sums.figure("quota_tokens")
-    most = sums.figure("most_output").at_most() if known and _is_bounded(job) else None
+    most = sums.figure("most_output").at_most() if known and is_bounded(job) else None
     likely = likely_output(
         rows=sums.rows - failing.value, known_rows=totals.ok, known_output=totals.output_tokens, most=most
     )
@@ -127,12 +127,6 @@ def _report(job: Job, found: Survey, earlier: _Earlier) -> dict[str, Any]:
         ],
         "ids_checked": found.ids_checked,
     }
-
-
-def _is_bounded(job: Job) -> bool:
-    """Whether every answer has a bound: the operation has none to give, or the request or each row's line does."""
-    bounds = ANSWER_BOUNDS.get(job.operation, ())
-    return not bounds or not job.request or any(job.request.get(name) is not None for name in bounds)
 
 
 def _price(rate: Rate) -> dict[str, Any]:

@@ -74,6 +74,7 @@ OTHER: dict[str, str] = {
     "run.max_tokens_total": "7",
     "run.deadline": "7s",
     "run.fail_on": "never",
+    "run.canary": "7",
     "run.on_truncated": "fail",
     "run.on_invalid_json": "fail",
     "run.window": "1GiB",
