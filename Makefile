@@ -99,6 +99,7 @@ bench: $(READY) $(BENCH_READY) ## measure rows beside other clients, the wire an
 	@$(BIN)/python benchmarks/row.py --json out/bench/row.json
 	@$(BIN)/python benchmarks/wire.py --json out/bench/wire.json
 	@$(BIN)/python benchmarks/quota.py
+	@$(BIN)/python benchmarks/plan_accuracy.py
 
 bench-quick: $(READY) ## measure rows beside other clients once, at 100 in flight, and what Python costs a row
 	@$(BIN)/python benchmarks/peers.py --quick --json out/bench/quick.json

@@ -137,7 +137,9 @@ class Tally:
 
 
 def spent_usd(job: Job, totals: Totals) -> float | None:
-    """Dollars that the folder's rows have cost; None where a price is unknown."""
+    """Dollars that the folder's rows have cost; None where a price is unknown, or rows are not billed by tokens."""
+    if totals.ok and not totals.input_tokens and not totals.output_tokens:
+        return None
     batched = totals.batched_input_tokens, totals.batched_output_tokens
     online = totals.input_tokens - batched[0], totals.output_tokens - batched[1]
     costs = [cost_of(rates(job.deployments, "online"), *online), cost_of(rates(job.deployments, "batch"), *batched)]

@@ -62,7 +62,7 @@ def spent(summary: Summary) -> list[tuple[str, str]]:
     if summary.training is not None:
         return [("took", duration(summary.seconds)), *_trained(summary.training, summary.fine_tuned_model)]
     tokens = summary.tokens
-    cost = "unknown: a deployment has no price" if summary.cost_usd is None else dollars(summary.cost_usd)
+    cost = "unknown: no price, or not billed by tokens" if summary.cost_usd is None else dollars(summary.cost_usd)
     idle = summary.state == "complete" and summary.rows_per_second == 0
     speed = "nothing was left to do" if idle else f"{summary.rows_per_second:,.1f} rows/s"
     return [

@@ -15,6 +15,7 @@ JOBS = Path(__file__).parents[2] / "jobs"
 SAMPLES = [
     ("summarise_passages", "40"),
     ("embed_passages", "200"),
+    ("describe_pictures", "4"),
     ("answer_questions_responses", "30"),
     ("continue_openings", "6"),
     ("transcribe_recordings", "2"),
