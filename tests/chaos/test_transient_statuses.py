@@ -47,7 +47,7 @@ def test_statuses_that_pass_cost_their_calls_and_no_rows(
         }
         (tmp_path / "job.json").write_text(json.dumps(job))
         code = start_run(tmp_path / "job.json", log=tmp_path / "stderr.txt").wait()
-    lines = read_ledger(tmp_path / "ledger.jsonl")
+    lines = list(read_ledger(tmp_path / "ledger.jsonl"))
     keys = {line.seq: line.keys[0] for line in lines if isinstance(line, Arrived)}
     met = Counter(keys[line.seq] for line in lines if isinstance(line, Answered) and line.fault == "status")
     table = pq.read_table(tmp_path / "out", columns=["ordinal", "status", "text", "output_text"]).to_pylist()
