@@ -108,9 +108,9 @@ def in_order(problems: tuple[Problem, ...]) -> tuple[Problem, ...]:
     return tuple(sorted(problems, key=lambda problem: (problem.line or 0, problem.column or 0, problem.path)))
 
 
-def echo_json(value: object) -> None:
-    """Print JSON on stdout."""
-    click.echo(json_text(value))
+def echo_json(value: object, *, in_a_line: bool = False) -> None:
+    """Print JSON on stdout, for people to read or in one line."""
+    click.echo(json_text(value, indent=None if in_a_line else 2))
 
 
 def find_run(target: Path) -> Path:

@@ -34,6 +34,7 @@ TELLING_EARLY = 100
 """... and before it does within the first minute: who begins in a minute that others filled finds little room, and a
 rate of so few is held for long."""
 _LEAST_S = 0.1
+_LATELY_LEAST_S = 1.0
 REFUSED_SHARE = 0.1
 REFUSED_LEAST = 3
 """Refusals that name no limit cut the rate from this share, and this many, of what was sent of late on."""
@@ -277,6 +278,12 @@ class Admission:
     def mark(self, now: float) -> Mark:
         """Return what has left by now, to be handed to `observe` with the reply to what leaves now."""
         return self._cost.mark(now)
+
+    def lately(self, now: float) -> tuple[float, float]:
+        """Return requests a minute by the last ten seconds, and tokens a minute by the last one, as counted there."""
+        requests = self._recent.sum(now) * MINUTE_S / max(_LATELY_LEAST_S, self._spent_s(now, RECENT_S))
+        tokens = self._cost.mark(now).minute * self._cost.factor
+        return requests, tokens * MINUTE_S / max(_LATELY_LEAST_S, self._spent_s(now, MINUTE_S))
 
     def used(self, now: float) -> float | None:
         """Return the share of the tighter limit used since the first request, None while no limit is known."""

@@ -23,11 +23,12 @@ class Gate:
     are refused together are one episode.
     """
 
-    __slots__ = ("_closed", "_episodes", "until")
+    __slots__ = ("_closed", "_closed_s", "_episodes", "until")
 
     def __init__(self) -> None:
         self.until = float("-inf")
         self._closed: deque[tuple[float, float]] = deque(maxlen=_REMEMBERED)
+        self._closed_s = 0.0
         self._episodes = 0
 
     def pause(self, now: float, hint_s: float | None, *, sent_at: float, random: Callable[[], float]) -> None:
@@ -44,6 +45,11 @@ class Gate:
             self._episodes += 1
         if self.until > max(before, now):
             self._closed.append((max(before, now), self.until))
+            self._closed_s += self.until - max(before, now)
+
+    def closed_in_all_s(self, now: float) -> float:
+        """Return for how many seconds it was closed so far."""
+        return self._closed_s - max(0.0, self.until - now) if self._closed_s else 0.0
 
     def closed_s(self, now: float, span_s: float) -> float:
         """Return for how many of the last `span_s` seconds it was closed."""

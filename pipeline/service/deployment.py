@@ -58,6 +58,7 @@ class DeploymentReport:
     """A deployment's part of the summary. Limits are those in force, None while unknown.
 
     `quota_used` is the share of the tighter limit used since the first request, None while no limit is known.
+    `sent_…` is what is sent of late; `paused_s` how long nothing might leave because the service said so.
     `offered_…` is a limit that the service names above the stated one: more could be used; else None.
     """
 
@@ -69,6 +70,9 @@ class DeploymentReport:
     quota_used: float | None
     offered_requests_per_minute: float | None = None
     offered_tokens_per_minute: float | None = None
+    sent_requests_per_minute: float = 0.0
+    sent_tokens_per_minute: float = 0.0
+    paused_s: float = 0.0
 
 
 class _Waiter:
@@ -361,6 +365,8 @@ class Deployment:
 
     def report(self) -> DeploymentReport:
         """Return the deployment's part of the summary."""
+        now = self._clock.now()
+        sent_requests, sent_tokens = self._admission.lately(now)
         stated = self._admission.requests_per_minute, self._admission.tokens_per_minute
         requests, tokens = (
             offered if offered and in_force and offered > in_force else None
@@ -372,9 +378,12 @@ class Deployment:
             throttled=self.throttled,
             requests_per_minute=stated[0],
             tokens_per_minute=stated[1],
-            quota_used=self._admission.used(self._clock.now()),
+            quota_used=self._admission.used(now),
             offered_requests_per_minute=requests,
             offered_tokens_per_minute=tokens,
+            sent_requests_per_minute=round(sent_requests, 1),
+            sent_tokens_per_minute=round(sent_tokens, 1),
+            paused_s=round(self._admission.gate.closed_in_all_s(now), 3),
         )
 
     def _observe(self, reply: Reply, mark: Mark, generation: int) -> None:

@@ -36,7 +36,8 @@ class TokenCounts:
 class DeploymentUse:
     """What one deployment did in this invocation. `quota_used` is the share of the quota in force, None without one.
 
-    `offered_…` is what the service says it allows, where that is more than the job file does.
+    `offered_…` is what the service says it allows, where that is more than the job file does; `sent_…` what is sent of
+    late, in tokens as the service counts them; `paused_s` how long nothing might leave because the service said so.
     """
 
     name: str
@@ -47,6 +48,9 @@ class DeploymentUse:
     quota_used: float | None = None
     offered_requests_per_minute: float | None = None
     offered_tokens_per_minute: float | None = None
+    sent_requests_per_minute: float = 0.0
+    sent_tokens_per_minute: float = 0.0
+    paused_s: float = 0.0
     set_aside: str | None = None
 
 

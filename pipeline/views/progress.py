@@ -13,11 +13,13 @@ from pipeline.views.text import duration, plain
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipeline.store.summary import Summary, TrainingState
+    from pipeline.store.summary import DeploymentUse, Summary, TrainingState
     from pipeline.views.console import Screen
 
 PLAIN_EVERY_S = 5.0
 _BAR = 20
+_CENT = 0.01
+_MOST_SHOWN = 6
 
 
 class Progress(Protocol):
@@ -104,7 +106,8 @@ class _StatusLine:
         from rich.text import Text  # noqa: PLC0415 - loaded already
 
         with suppress(OSError, ValueError):
-            self._live.update(Text(status_line(summary), no_wrap=True, overflow="ellipsis"), refresh=True)
+            lines = [status_line(summary), *deployment_lines(summary)]
+            self._live.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"), refresh=True)
 
 
 def status_line(summary: Summary) -> str:
@@ -126,11 +129,45 @@ def status_line(summary: Summary) -> str:
         parts.append(f"{summary.throttled:,} throttled")
     if rows.failed:
         parts.append(f"{rows.failed:,} failed")
+    if summary.cost_usd:
+        parts.append(f"${summary.cost_usd:,.2f}" if summary.cost_usd >= _CENT else f"${summary.cost_usd:.4f}")
     if summary.eta_seconds is not None:
         parts.append(f"{duration(summary.eta_seconds)} left")
     if summary.waits_for is not None:
         parts.append(f"waits for row {summary.waits_for:,}")
     return f"{plain(summary.job)}  {' · '.join(parts)}"
+
+
+def deployment_lines(summary: Summary) -> list[str]:
+    """Say for each deployment what is sent of late beside its quota, and how long it was told to wait."""
+    if summary.training is not None:
+        return []
+    shown = summary.deployments[:_MOST_SHOWN]
+    width = max((len(plain(use.name)) for use in shown), default=0)
+    lines = [f"  {plain(use.name):<{width}}  {' · '.join(_use(use))}" for use in shown if use.requests or use.set_aside]
+    more = len(summary.deployments) - len(shown)
+    return [*lines, f"  and {more} more"] if more else lines
+
+
+def _use(use: DeploymentUse) -> list[str]:
+    parts = [
+        _beside(use.sent_requests_per_minute, use.requests_per_minute, "requests/min"),
+        _beside(use.sent_tokens_per_minute, use.tokens_per_minute, "tokens/min"),
+    ]
+    if use.throttled:
+        parts.append(f"{use.throttled:,} throttled")
+    if use.paused_s >= 1:
+        parts.append(f"paused {duration(use.paused_s)} in all")
+    if use.set_aside:
+        parts.append(f"set aside: {plain(use.set_aside)}")
+    return parts
+
+
+def _beside(sent: float, limit: float | None, unit: str) -> str:
+    """What is sent, and the share of the limit that it is."""
+    if not limit:
+        return f"{sent:,.0f} {unit}"
+    return f"{sent:,.0f} of {limit:,.0f} {unit} ({sent / limit:.0%})"
 
 
 def _training_line(summary: Summary, training: TrainingState) -> str:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from pipeline.store.folder import Layout, is_running
 from pipeline.store.summary import Summary, read_summary
 from pipeline.views.closing import headline, spent
-from pipeline.views.progress import status_line
-from pipeline.views.text import count, plain, table
+from pipeline.views.progress import deployment_lines, status_line
+from pipeline.views.text import count, duration, plain, table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,6 +48,7 @@ def status_lines(summary: Summary) -> list[str]:
             plain(use.name),
             f"{use.requests:,}",
             f"{use.throttled:,}",
+            duration(use.paused_s),
             _figure(use.requests_per_minute),
             _figure(use.tokens_per_minute),
             "-" if use.quota_used is None else f"{use.quota_used:.0%}",
@@ -55,10 +56,10 @@ def status_lines(summary: Summary) -> list[str]:
         )
         for use in summary.deployments
     ]
-    head = ("deployment", "requests", "throttled", "requests/min", "tokens/min", "quota used", "")
+    head = ("deployment", "requests", "throttled", "paused", "requests/min", "tokens/min", "quota used", "")
     return [
         headline(summary),
-        *([status_line(summary)] if summary.state == "running" else []),
+        *([status_line(summary), *deployment_lines(summary)] if summary.state == "running" else []),
         *[f"  {plain(line.strip())}" for line in (summary.reason or "").splitlines()],
         *[f"  {line}" for line in table(facts)],
         *([f"  {line}" for line in table(uses, head=head)] if summary.training is None else []),

@@ -82,6 +82,12 @@ def test_status_says_counts_and_deployments(finished: Bench) -> None:
     assert json.loads(finished.call("status", "out", "--json").stdout) == finished.summary()
 
 
+def test_a_finished_run_is_watched_once_and_in_one_line_of_json(finished: Bench) -> None:
+    (line,) = finished.call("status", "out", "--watch", "--json").stdout.splitlines()
+    assert json.loads(line) == finished.summary()
+    assert finished.call("status", "out", "--watch").stdout == finished.call("status", "out").stdout
+
+
 def test_errors_lists_failed_rows_in_order(finished: Bench) -> None:
     rows = json.loads(finished.call("errors", "out", "--json").stdout)
 

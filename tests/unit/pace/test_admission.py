@@ -337,6 +337,16 @@ def test_what_a_limit_allowed_before_it_changed_is_counted_though_nobody_asked_b
     assert admission.used(now + 60) == pytest.approx(600 / 900, rel=0.01)
 
 
+def test_what_is_sent_of_late_is_told_a_minute() -> None:
+    admission = Admission(requests_per_minute=None, tokens_per_minute=None)
+    assert admission.lately(5.0) == (0.0, 0.0)
+    now = spend(admission, 0.0, 5.0)
+    assert admission.lately(now) == (600.0, 60_000.0), "of five seconds"
+    now = spend(admission, 5.0, 95.0)
+    assert admission.lately(now) == pytest.approx((600.0, 60_000.0), rel=0.01)
+    assert admission.lately(now + 30.0) == pytest.approx((0.0, 30_000.0), rel=0.01)
+
+
 def test_a_deployment_that_was_away_begins_slowly() -> None:
     admission = Admission(requests_per_minute=600, tokens_per_minute=60_000)
     admission.reopen(100.0)

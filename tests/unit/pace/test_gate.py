@@ -54,6 +54,18 @@ def test_an_answer_ends_the_series_only_when_it_was_sent_after_the_pause() -> No
     assert gate.until == 5.0
 
 
+def test_the_time_that_it_was_closed_is_added_up_and_what_overlaps_counts_once() -> None:
+    gate = Gate()
+    assert gate.closed_in_all_s(0.0) == 0.0
+    gate.pause(0.0, 10.0, sent_at=0.0, random=lambda: 0.0)
+    gate.pause(4.0, 10.0, sent_at=0.0, random=lambda: 0.0)
+    gate.pause(5.0, 1.0, sent_at=0.0, random=lambda: 0.0)
+    assert gate.closed_in_all_s(3.0) == 3.0
+    assert gate.closed_in_all_s(20.0) == 14.0
+    gate.pause(30.0, 2.0, sent_at=29.0, random=lambda: 0.0)
+    assert gate.closed_in_all_s(31.0) == 15.0
+
+
 def test_full_jitter_spreads_over_the_whole_pause() -> None:
     rng = random.Random(1)
     waits = []

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.store.summary import RowCounts, Summary
+from pipeline.store.summary import DeploymentUse, RowCounts, Summary
 from pipeline.views.console import Screen
-from pipeline.views.progress import PLAIN_EVERY_S, open_progress, status_line
+from pipeline.views.progress import PLAIN_EVERY_S, deployment_lines, open_progress, status_line
 
 RUNNING = Summary(
     state="running",
@@ -33,6 +33,42 @@ def test_the_status_line_leaves_out_what_is_not_known() -> None:
     bare = replace(RUNNING, rows=RowCounts(ok=5), throttled=0, eta_seconds=None, waits_for=None)
 
     assert status_line(bare) == "embed  5 rows · 25.0/s · 8 in flight"
+
+
+def test_the_cost_is_said_once_there_is_one() -> None:
+    assert " · $1,234.50 · " in status_line(replace(RUNNING, cost_usd=1234.5))
+    assert " · $0.0004 · " in status_line(replace(RUNNING, cost_usd=0.0004))
+    assert "$" not in status_line(replace(RUNNING, cost_usd=0.0))
+
+
+def test_each_deployment_is_shown_beside_its_quota() -> None:
+    first = DeploymentUse(
+        name="sweden",
+        requests=70,
+        throttled=2,
+        requests_per_minute=300,
+        tokens_per_minute=50_000,
+        sent_requests_per_minute=297,
+        sent_tokens_per_minute=12_500.4,
+        paused_s=65.0,
+    )
+    second = DeploymentUse(name="uk", requests=1, sent_requests_per_minute=6, set_aside="paused: 429")
+    unused = DeploymentUse(name="spare")
+    lines = deployment_lines(replace(RUNNING, deployments=(first, second, unused)))
+    assert lines == [
+        (
+            "  sweden  297 of 300 requests/min (99%) · 12,500 of 50,000 tokens/min (25%) · 2 throttled · "
+            "paused 1 min 5 s in all"
+        ),
+        "  uk      6 requests/min · 0 tokens/min · set aside: paused: 429",
+    ]
+
+
+def test_of_many_deployments_the_first_are_shown() -> None:
+    many = tuple(DeploymentUse(name=f"d{number}", requests=1) for number in range(9))
+    lines = deployment_lines(replace(RUNNING, deployments=many))
+    assert len(lines) == 7
+    assert lines[-1] == "  and 3 more"
 
 
 @pytest.mark.parametrize("total", [0, 1, 3])
