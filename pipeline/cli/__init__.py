@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
-from pipeline.cli.endings import INTERRUPTED, USAGE, end_quietly, ending, have_streams
+from pipeline.cli.endings import INTERRUPTED, USAGE, end_quietly, ending, have_streams, let_go_of_streams
 
 _HELP = {
     "init": "Write a commented job file that runs.",
@@ -75,6 +75,7 @@ class _Commands(click.Group):
             code = self._main(*args, **extra)
         finally:
             signal.signal(signal.SIGTERM, before)
+        let_go_of_streams()
         sys.exit(code)
 
     def _main(self, *args: Any, **extra: Any) -> int:

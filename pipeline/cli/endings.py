@@ -70,6 +70,16 @@ def end_quietly() -> int:
     return BROKEN_PIPE
 
 
+def let_go_of_streams() -> None:
+    """Drop what is buffered for a reader that is gone: the interpreter would fail at it at its end, and exit 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def _defect(error: BaseException) -> str:
     """Say where it happened, without values: a message or a local might hold a prompt or a key."""
     places = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)))
