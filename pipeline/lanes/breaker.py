@@ -40,6 +40,7 @@ class Breaker:
         self._rows_own = rows_own
         self._answered = False
         self._count = 0
+        self._unanswered = 0
         self._kind: tuple[str, str | None] | None = None
 
     def answered(self) -> None:
@@ -50,16 +51,24 @@ class Breaker:
     def suspects(self, error: ErrorInfo) -> Suspicion:
         """Say whether a refusal may be everybody's.
 
-        Raises RefusedError at the 20th of one kind in a row, or the 100th after answers; the rows that were asked
-        again, or held back, then stay pending.
+        Raises RefusedError at the 20th of one kind in a row, or the 100th after answers; before any answer also at the
+        100th of whatever kinds, for they would be asked again without end. The rows that were asked again, or held
+        back, then stay pending.
         """
         if not self._is_wide(error):
             return Suspicion.NONE
         kind = (error.code, error.param)
         self._count = self._count + 1 if kind == self._kind else 1
         self._kind = kind
+        self._unanswered += 1
         if self._count >= (LIMIT_LATER if self._answered else LIMIT):
             raise RefusedError(self._said(error))
+        if not self._answered and self._unanswered >= LIMIT_LATER:
+            raise RefusedError(
+                f"each of the first {LIMIT_LATER} requests was refused for a reason that is no row's own, the last one "
+                f"for {error.code}: {error.message} Mend the job file and run the same command again; no row was "
+                "failed by this"
+            )
         return Suspicion.HOLD_BACK if self._answered else Suspicion.ASK_AGAIN
 
     def _is_wide(self, error: ErrorInfo) -> bool:

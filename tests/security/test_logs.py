@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
 
@@ -33,11 +34,15 @@ COMPLETION = (
 )
 
 
-def refusal(text: str, status: int = 400) -> bytes:
-    body = json.dumps({"error": {"code": text, "message": text, "type": text, "param": text}}).encode()
+def refusal(text: str, *, param: str) -> bytes:
+    return answer(400, json.dumps({"error": {"code": text, "message": text, "type": text, "param": param}}).encode())
+
+
+def headers_of(text: str, reply: bytes) -> bytes:
+    """A reply with this text in the headers that are logged, so far as it is one line."""
     safe = text.encode("utf-8").translate(None, b"\r\n\0")
     headers = b"".join(b"%b: %b\r\n" % (name, safe) for name in (b"x-request-id", b"apim-request-id", b"x-ms-region"))
-    head, _, rest = answer(status, body).partition(b"\r\n")
+    head, _, rest = reply.partition(b"\r\n")
     return head + b"\r\n" + headers + rest
 
 
@@ -54,15 +59,26 @@ def bench_of(folder: Path, url: str) -> Bench:
     return bench
 
 
-@pytest.mark.parametrize("status", [200, 400])
-def test_hostile_rows_and_refusals_stay_within_their_lines(tmp_path: Path, status: int) -> None:
+REPLIES: dict[str, tuple[Callable[[str], bytes], int]] = {
+    "answers": (lambda _: answer(200, COMPLETION), 0),
+    "refusals of rows": (lambda text: refusal(text, param="messages"), 1),
+    "refusals of everybody": (lambda text: refusal(text, param=text), 3),
+    "headers": (lambda text: headers_of(text, refusal(text, param="messages")), 1),
+}
+
+
+@pytest.mark.parametrize("replies", REPLIES)
+def test_hostile_rows_and_replies_stay_within_their_lines(tmp_path: Path, replies: str) -> None:
     turn = cycle(HOSTILE)
-    replies = {200: lambda request: answer(200, COMPLETION), 400: lambda request: refusal(next(turn))}
-    with raw_server(replies[status]) as server:
+    reply, code = REPLIES[replies]
+    with raw_server(lambda _: reply(next(turn))) as server:
         bench = bench_of(tmp_path, server.url)
-        said = [bench.call("run", "job.yaml", "--log-level", "debug")]
+        said = [bench.call("run", "job.yaml", "--log-level", "debug", "--set", "run.max_attempts=1")]
         said += [bench.call(*words) for words in (("errors", "out"), ("status", "out"), ("show", "out", "0"))]
         said += [bench.call(*words) for words in (("show", "out", HOSTILE[2]), ("errors", "out", "--group-by", "code"))]
+        requests = len(server.requests)
+    assert said[0].exit_code == code, said[0].output
+    assert requests >= len(HOSTILE)
     log = (bench.output / "_pipeline" / "log.jsonl").read_bytes()
     events = [json.loads(line) for line in log.split(b"\n") if line]
     assert len(events) >= 2

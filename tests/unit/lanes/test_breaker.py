@@ -85,6 +85,21 @@ def test_refusals_of_different_kinds_are_not_in_a_row() -> None:
         assert breaker.suspects(WIDE[number % 2]) is Suspicion.ASK_AGAIN
 
 
+def test_a_hundred_refusals_that_all_differ_stop_a_run_that_was_never_answered() -> None:
+    breaker = Breaker()
+    for number in range(LIMIT_LATER - 1):
+        assert breaker.suspects(error(param=f"field_{number}")) is Suspicion.ASK_AGAIN
+    with pytest.raises(RefusedError, match=f"each of the first {LIMIT_LATER} requests.*No\\. .*no row was failed"):
+        breaker.suspects(error(param="another"))
+
+
+def test_refusals_that_differ_are_held_back_however_many_once_there_was_an_answer() -> None:
+    breaker = Breaker()
+    breaker.answered()
+    for number in range(3 * LIMIT_LATER):
+        assert breaker.suspects(error(param=f"field_{number}")) is Suspicion.HOLD_BACK
+
+
 @pytest.mark.parametrize("wide", WIDE)
 def test_after_answers_a_hundred_in_a_row_stop_the_run_and_all_before_are_held_back(wide: ErrorInfo) -> None:
     breaker = Breaker()
