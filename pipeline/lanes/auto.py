@@ -42,7 +42,6 @@ class AutoLane:
         self._stop = stop
         self._clock = clock
         self._led = False
-        self._ended = False
         self._switched = anyio.Event()
 
     @property
@@ -80,7 +79,7 @@ class AutoLane:
                 return
             self._led = True
             async with anyio.create_task_group() as group:
-                group.start_soon(self._send_batches)
+                group.start_soon(self._batch.work)
                 try:
                     await self._until_late()
                     self._switched.set()
@@ -90,13 +89,9 @@ class AutoLane:
         except Stopped:
             return
 
-    async def _send_batches(self) -> None:
-        await self._batch.work()
-        self._ended = True
-
     async def _until_late(self) -> None:
         """Wait until batches have done it all, or there is no more time for them; then have their rows given back."""
-        while not self._ended and self._stop.cause is None:
+        while not self._batch.ended and self._stop.cause is None:
             left_s = self._pull_back_at() - self._clock.now()
             if left_s <= 0:
                 self._batch.pull_back()
@@ -110,7 +105,7 @@ class AutoLane:
         """Send what the plan has, and what batches give back, until they have ended."""
         while True:
             await self._online.work()
-            if self._stop.cause is not None or (self._ended and not self._plan.has_ready):
+            if self._stop.cause is not None or (self._batch.ended and not self._plan.has_ready):
                 return
             with self._stop.waiting():
                 await self._batch.change()

@@ -157,6 +157,7 @@ class BatchLane:
         self._sleeping: dict[anyio.CancelScope, float] = {}
         self._changed = anyio.Event()
         self.drained = anyio.Event()
+        self.ended = False
 
     @property
     def tokens_a_row(self) -> float:
@@ -193,7 +194,7 @@ class BatchLane:
         return tuple(self._live.values())
 
     async def work(self) -> None:
-        """Write, submit, follow and collect until every row is committed or the run stops."""
+        """Write, submit, follow and collect until every row is committed or the run stops; then `ended` is true."""
         async with anyio.create_task_group() as group:
             try:
                 for record in self._known():
@@ -210,6 +211,8 @@ class BatchLane:
         if self._file is not None:
             self._file.drop()
             self._file = None
+        self.ended = True
+        self._wake()
 
     def pull_back(self) -> None:
         """Submit nothing more, cancel what is under way, and give the plan back whatever comes without a result.
@@ -222,7 +225,7 @@ class BatchLane:
         self._wake()
 
     async def change(self) -> None:
-        """Wait until something has changed: a batch's step, rows given back."""
+        """Wait until something has changed: a batch's step, rows given back, `ended`."""
         await self._changed.wait()
 
     def _known(self) -> list[BatchRecord]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from batch_scene import BatchScene, key_of
 
+from pipeline.lanes.auto import LOOK_S
 from pipeline.simulator.ledger import Answered, Arrived, read_ledger
 
 pytestmark = pytest.mark.anyio
@@ -52,6 +53,7 @@ async def test_with_time_enough_everything_goes_in_batches(tmp_path: Path) -> No
     assert summary.exit_code == 0, summary.reason
     place.assert_each_row_once()
     assert not answered_online(place)
+    assert summary.seconds < LOOK_S, "the run ends with its batches, not when it next looks at the time"
 
 
 async def test_what_is_unfinished_near_the_deadline_is_pulled_back_and_sent_one_by_one(tmp_path: Path) -> None:
