@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pyarrow.parquet as pq
+from forked import start_simulator
 
 from pipeline.engines.again import Retry
 from pipeline.job.load import load_job
 from pipeline.operations import names
 from pipeline.run import RunOptions, run_job
 from pipeline.simulator.ledger import messages_key, read_notes, text_key
-from pipeline.simulator.serve import SimulatorProcess, start
+from pipeline.simulator.serve import SimulatorProcess
 from pipeline.store.folder import Layout
 from pipeline.store.journal import JournalReader
 
@@ -82,7 +83,7 @@ class BatchScene:
         (self.folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
         deployment = {"model": MODELS[self.operation], **self.simulator.pop("deployment", {})}
         config = {"deployments": {"d": deployment}, "vectors": "hash", **self.simulator}
-        with start(config, ledger=self.ledger) as process:
+        with start_simulator(config, ledger=self.ledger) as process:
             self.url = process.url
             yield process
 

@@ -6,8 +6,6 @@ import http.client
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -15,6 +13,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from forked import Child, popen
 
 OCCURRENCES = 4
 _ID = re.compile(r"/(file-|batch_|ftjob-)[0-9a-f]+")
@@ -35,7 +35,7 @@ class Killer:
         self._each = each
         self._killed: subprocess.Popen[bytes] | None = None
         self._only = only
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Child | None = None
         self.points: list[tuple[str, int, str]] = []
         self._counts: Counter[str] = Counter()
         self._struck: set[tuple[str, int, str]] = set()
@@ -126,12 +126,16 @@ def between(
 
 def run_to_the_end(killer: Killer, job: Path, errors: Path) -> list[int]:
     """Call `pipeline run` again and again until it ends with 0; gives the exit codes, all of them 0 or SIGKILL's."""
-    command = [sys.executable, "-m", "pipeline", "run", str(job), "--progress", "none", "--json"]
     codes: list[int] = []
     while not codes or codes[-1] != 0:
         with errors.open("ab") as said:
-            killer.process = subprocess.Popen(
-                command, env={**os.environ, "K": "k"}, stdout=said, stderr=said, start_new_session=True
+            killer.process = popen(
+                "pipeline",
+                *("run", job, "--progress", "none", "--json"),
+                env={**os.environ, "K": "k"},
+                stdout=said.fileno(),
+                stderr=said.fileno(),
+                start_new_session=True,
             )
         codes.append(killer.process.wait(120))
         assert codes[-1] in {0, -signal.SIGKILL}, errors.read_text()[-2000:]

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
+from forked import start_simulator
 
 from pipeline.job.load import load_job
 from pipeline.operations import names
 from pipeline.run import RunOptions, run_job
 from pipeline.simulator.ledger import read_notes
-from pipeline.simulator.serve import SimulatorProcess, start
+from pipeline.simulator.serve import SimulatorProcess
 from pipeline.store.folder import Layout
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class TuningScene:
     def served(self) -> Iterator[SimulatorProcess]:
         """Write the input, and serve."""
         self.write_rows([row_of(number) for number in range(self.rows)])
-        with start(
+        with start_simulator(
             {"quirks": self.quirks, "offline": {"most_steps": 30, **self.offline}}, ledger=self.ledger
         ) as process:
             self.url = process.url

@@ -16,12 +16,12 @@ import pytest
 from chaos.hostile import WIRES, read_request
 from chaos.report import record
 from chaos.resources import start_run
+from forked import start_simulator
 from in_memory import Bench
 
 from pipeline.clock import SystemClock
 from pipeline.model import NoReply
 from pipeline.service.wire import Wire
-from pipeline.simulator.serve import start
 
 CALLS = int(os.environ.get("PIPELINE_STORM", "3000"))
 ROWS = int(os.environ.get("PIPELINE_STORM_ROWS", "80"))
@@ -135,7 +135,7 @@ async def test_a_storm_of_deadlines_holds_no_more_connections_than_workers(wire:
 
 def test_a_run_whose_service_hangs_at_random_ends_with_every_row_and_no_more_connections(tmp_path: Path) -> None:
     workers = 8
-    with start({"faults": {"rates": {"hang": SHARE}, "attempts": 2}, "seed": SEED}) as simulator:
+    with start_simulator({"faults": {"rates": {"hang": SHARE}, "attempts": 2}, "seed": SEED}) as simulator:
         made = Bench(folder=tmp_path, operation="chat").texts(*map(str, range(ROWS)))
         deployment = {"endpoint": simulator.url, "api": "azure", "deployment": "d", "model": "gpt-4o"}
         made.changes = {"deployments": [deployment], "run": {"workers": workers, "timeout": "1s"}}

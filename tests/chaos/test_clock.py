@@ -16,8 +16,7 @@ from chaos.counts import count
 from chaos.harness import OPAQUE, Scene, assert_whole, calls_by_row, harm, wait_for_a_request
 from chaos.needs import need_library
 from chaos.report import record
-
-from pipeline.simulator.serve import start
+from forked import start_simulator
 
 ROWS = 240
 REQUESTS_PER_MINUTE = 3_000
@@ -48,7 +47,7 @@ def test_a_wall_clock_that_jumps_changes_nothing_about_a_run(tmp_path: Path, jum
             "faults": {"rates": {"429": 0.03}, "attempts": 1, "headers": {"retry-after": "1"}},
             "seed": number,
         }
-        with start(config, ledger=ledger) as simulator:
+        with start_simulator(config, ledger=ledger) as simulator:
             scene = Scene(
                 folder=folder,
                 operation="chat",

@@ -9,9 +9,9 @@ import pytest
 from chaos.harness import OPAQUE, Scene, arrivals, assert_whole, harm
 from chaos.needs import need_tool
 from chaos.report import record
+from forked import start_simulator
 
 from pipeline.engines.descriptors import OWN
-from pipeline.simulator.serve import start
 
 WORKERS = 40
 NEEDED = OWN + 2 * WORKERS
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 def test_a_run_needs_what_it_says_and_refuses_to_begin_with_one_less(tmp_path: Path, operation: str) -> None:
     need_tool("F15", "prlimit")
     ledger = tmp_path / "ledger.jsonl"
-    with start({**OPAQUE, "latency": {"median_ms": 300, "sigma": 0}}, ledger=ledger) as simulator:
+    with start_simulator({**OPAQUE, "latency": {"median_ms": 300, "sigma": 0}}, ledger=ledger) as simulator:
         scene = Scene(
             folder=tmp_path,
             operation=operation,

@@ -27,8 +27,7 @@ from chaos.kinds import KINDS
 from chaos.mounts import fill, grow, tmpfs
 from chaos.needs import need_mounts
 from chaos.report import record
-
-from pipeline.simulator.serve import start
+from forked import start_simulator
 
 ROWS = 700
 OPERATIONS = tuple(KINDS) if FULL else ("chat", "speech", "embeddings")
@@ -73,7 +72,7 @@ def _fill_and_go_on(folder: Path, operation: str, dice: random.Random, forked: F
     ledger = folder / "ledger.jsonl"
     disk = folder / "disk"
     config = {**OPAQUE, "latency": {"median_ms": 40, "sigma": 0.4}}
-    with start(config, ledger=ledger) as simulator, tmpfs(disk, megabytes=dice.randint(24, 64)):
+    with start_simulator(config, ledger=ledger) as simulator, tmpfs(disk, megabytes=dice.randint(24, 64)):
         scene = Scene(
             folder=folder,
             operation=operation,

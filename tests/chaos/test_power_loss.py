@@ -29,8 +29,8 @@ from chaos.harness import (
 from chaos.mounts import Disk, ext4
 from chaos.needs import need_mounts, need_tool
 from chaos.report import record
+from forked import start_simulator
 
-from pipeline.simulator.serve import start
 from pipeline.store.files import sha256_of
 from pipeline.store.journal import JournalReader
 
@@ -48,7 +48,7 @@ def test_after_power_loss_every_acknowledged_row_is_there(tmp_path: Path, operat
     dice = random.Random(SEED)
     ledger = tmp_path / "ledger.jsonl"
     with (
-        start({**OPAQUE, "latency": {"median_ms": 40, "sigma": 0.4}}, ledger=ledger) as simulator,
+        start_simulator({**OPAQUE, "latency": {"median_ms": 40, "sigma": 0.4}}, ledger=ledger) as simulator,
         ext4(megabytes=512) as disk,
     ):
         scene = Scene(

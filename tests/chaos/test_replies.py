@@ -18,13 +18,14 @@ import pytest
 from chaos.hostile import ASKS, MISBEHAVIOURS, TIMEOUT, WIRES, Ask, Line, broken_at, make_asks, serving
 from chaos.report import record
 from chaos.resources import peak_memory, start_run
+from forked import start_simulator
 from in_memory import Bench
 
 from pipeline.clock import SystemClock
 from pipeline.run import run_job
 from pipeline.service.wire import BACKSTOP_S, REPLY_CAP_BYTES, Wire
 from pipeline.simulator.config import FaultKind
-from pipeline.simulator.serve import SimulatorProcess, start
+from pipeline.simulator.serve import SimulatorProcess
 from pipeline.simulator.sounds import write_sound
 
 COUNT = int(os.environ.get("PIPELINE_BROKEN_REPLIES", "20"))
@@ -52,7 +53,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="module")
 async def asks(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ask]:
-    with start(PLAYED) as simulator:
+    with start_simulator(PLAYED) as simulator:
         return await make_asks(simulator, tmp_path_factory.mktemp("media"))
 
 
@@ -140,13 +141,13 @@ async def rows_of(made: Bench) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def clean() -> Iterator[SimulatorProcess]:
-    with start(PLAYED) as simulator:
+    with start_simulator(PLAYED) as simulator:
         yield simulator
 
 
 @pytest.fixture(scope="module")
 def breaking() -> Iterator[SimulatorProcess]:
-    with start({**PLAYED, "faults": {"rates": RATES, "attempts": 2}, "seed": SEED}) as simulator:
+    with start_simulator({**PLAYED, "faults": {"rates": RATES, "attempts": 2}, "seed": SEED}) as simulator:
         yield simulator
 
 

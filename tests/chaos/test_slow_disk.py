@@ -10,8 +10,7 @@ import pytest
 from chaos.harness import OPAQUE, PACK, WORKERS, Scene, assert_whole, calls_by_row, harm
 from chaos.needs import need_tool
 from chaos.report import record
-
-from pipeline.simulator.serve import start
+from forked import start_simulator
 
 FLUSH_S = 0.5
 WARM_UP = 10
@@ -35,7 +34,7 @@ def test_commits_share_the_flushes_of_a_slow_disk(
     ledger = tmp_path / "ledger.jsonl"
     trace = tmp_path / "trace.txt"
     delay = f"inject=fsync,fdatasync:delay_enter={int(FLUSH_S * 1e6)}"
-    with start({**OPAQUE, "latency": {"median_ms": 20, "sigma": 0}}, ledger=ledger) as simulator:
+    with start_simulator({**OPAQUE, "latency": {"median_ms": 20, "sigma": 0}}, ledger=ledger) as simulator:
         scene = Scene(
             folder=tmp_path,
             operation=operation,

@@ -13,8 +13,7 @@ from chaos.counts import SEED, count
 from chaos.forked import Forked
 from chaos.harness import OPAQUE, WORKERS, Scene, assert_whole, harm, resent_after, wait_for_a_request
 from chaos.report import record
-
-from pipeline.simulator.serve import start
+from forked import start_simulator
 
 REPLY_MS = 2_000
 GRACE_S = 25.0
@@ -37,7 +36,7 @@ def test_a_signal_ends_a_run_in_its_grace_and_nothing_is_asked_again(
     signals = count(quick=5, full=50)
     ledger = tmp_path / "ledger.jsonl"
     moments, ended_s = [], []
-    with start({**OPAQUE, "latency": {"median_ms": REPLY_MS, "sigma": 0}}, ledger=ledger) as slow:
+    with start_simulator({**OPAQUE, "latency": {"median_ms": REPLY_MS, "sigma": 0}}, ledger=ledger) as slow:
         scene = Scene(
             folder=tmp_path,
             operation="chat",
@@ -49,7 +48,7 @@ def test_a_signal_ends_a_run_in_its_grace_and_nothing_is_asked_again(
         for _ in range(signals):
             ended_s.append(_signal_a_run(scene, dice, number, twice=twice))
             moments.append(time.time())
-    with start(OPAQUE, ledger=ledger) as quick:
+    with start_simulator(OPAQUE, ledger=ledger) as quick:
         scene.ask(quick)
         assert scene.finish() == 0, scene.said()
     resent = resent_after(scene, moments)
@@ -73,7 +72,7 @@ def test_calls_that_outlast_the_grace_are_left_and_asked_again(tmp_path: Path) -
     signals = count(quick=3, full=20)
     ledger = tmp_path / "ledger.jsonl"
     moments, ended_s = [], []
-    with start({**OPAQUE, "latency": {"median_ms": 600_000, "sigma": 0}}, ledger=ledger) as stuck:
+    with start_simulator({**OPAQUE, "latency": {"median_ms": 600_000, "sigma": 0}}, ledger=ledger) as stuck:
         scene = Scene(
             folder=tmp_path,
             operation="chat",
@@ -87,7 +86,7 @@ def test_calls_that_outlast_the_grace_are_left_and_asked_again(tmp_path: Path) -
             number = dice.choice([signal.SIGTERM, signal.SIGINT])
             ended_s.append(_signal_a_run(scene, dice, number, twice=False, within_s=SHORT_GRACE_S + LATE_S))
             moments.append(time.time())
-    with start(OPAQUE, ledger=ledger) as quick:
+    with start_simulator(OPAQUE, ledger=ledger) as quick:
         scene.ask(quick)
         assert scene.finish() == 0, scene.said()
     resent = resent_after(scene, moments)

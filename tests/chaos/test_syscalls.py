@@ -18,8 +18,9 @@ from chaos.harness import OPAQUE, Scene, assert_whole, harm
 from chaos.injected import DURABLE, Injector
 from chaos.needs import need_tool
 from chaos.report import record
+from forked import start_simulator
 
-from pipeline.simulator.serve import SimulatorProcess, start
+from pipeline.simulator.serve import SimulatorProcess
 
 ROWS = 240
 ROWS_WITH_FILES = 48
@@ -68,7 +69,7 @@ def _try_points(
     errors = folder / "errors.txt"
     injector = Injector()
     tried = Tried()
-    with start(OPAQUE, ledger=ledger) as simulator:
+    with start_simulator(OPAQUE, ledger=ledger) as simulator:
         scenes = _scenes(folder, simulator, ledger, operation)
         calls = injector.most_calls(next(scenes).job, errors=errors, trace=folder / "trace.txt")
         points = _in_turns({group: calls[group] for group in groups}, dice)

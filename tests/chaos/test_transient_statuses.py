@@ -12,9 +12,9 @@ import pytest
 from chaos.kinds import messages_of, text_of
 from chaos.report import record
 from chaos.resources import start_run
+from forked import start_simulator
 
 from pipeline.simulator.ledger import Answered, Arrived, messages_key, read_ledger
-from pipeline.simulator.serve import start
 
 ROWS = int(os.environ.get("PIPELINE_TRANSIENT_ROWS", "2000"))
 SEED = int(os.environ.get("PIPELINE_SEED", "20"))
@@ -34,7 +34,7 @@ def test_statuses_that_pass_cost_their_calls_and_no_rows(
             file.write(json.dumps({"id": f"r{ordinal}", "text": text_of(ordinal)}) + "\n")
     ledger = tmp_path / "ledger.jsonl"
     faults = {"rates": {str(status): share / len(STATUSES) for status in STATUSES}}
-    with start({"faults": faults, "seed": SEED, "latency": {"median_ms": 20}}, ledger=ledger) as simulator:
+    with start_simulator({"faults": faults, "seed": SEED, "latency": {"median_ms": 20}}, ledger=ledger) as simulator:
         deployment = {"endpoint": simulator.url, "api": "azure", "deployment": "d", "model": "gpt-4o-mini"}
         messages = [*messages_of(0)[:1], {"role": "user", "content": "{{ text }}"}]
         job = {

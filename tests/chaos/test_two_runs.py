@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 from chaos.counts import count
-from chaos.forked import Child, Forked
+from chaos.forked import Forked
 from chaos.harness import OPAQUE, Scene, assert_whole, calls_by_row, harm, wait_for_a_request
 from chaos.mounts import read_only
 from chaos.needs import need_mounts
 from chaos.report import record
+from forked import start_simulator
 
-from pipeline.simulator.serve import SimulatorProcess, start
+from pipeline.simulator.serve import SimulatorProcess
 
 ROWS = 16
 HELD = 75
@@ -34,14 +35,16 @@ def test_of_two_runs_started_at_one_instant_exactly_one_runs(tmp_path: Path) -> 
     lost = doubled = 0
     ledger = tmp_path / "ledger.jsonl"
     # Two rounds of replies: the winner is still at work when the loser comes, however late that starts.
-    with start({**OPAQUE, "latency": {"median_ms": 150, "sigma": 0}}, ledger=ledger) as simulator:
+    with start_simulator({**OPAQUE, "latency": {"median_ms": 150, "sigma": 0}}, ledger=ledger) as simulator:
         for number in range(pairs):
             scene = _scene(tmp_path / str(number), simulator, ledger, forked)
             before = scene.asked()
-            barrier = forked.barrier(2)
+            gate, opens = os.pipe()
             errors = scene.folder / "stderr.txt"
             arguments = ("run", str(scene.job), "--progress", "none")
-            both = [forked.start(*arguments, errors=errors, barrier=barrier) for _ in range(2)]
+            both = [forked.start(*arguments, errors=errors, gate=gate) for _ in range(2)]
+            os.close(opens)
+            os.close(gate)
             codes = sorted(child.wait(60) for child in both)
             assert codes == [0, HELD], f"pair {number}: exit codes {codes}: {scene.said()}"
             found = harm(scene)
@@ -75,7 +78,7 @@ def _bytes_below(folder: Path) -> dict[str, tuple[int, str]]:
 def test_a_command_that_finds_the_folder_held_changes_no_byte_of_it(tmp_path: Path, command: str) -> None:
     ledger = tmp_path / "ledger.jsonl"
     forked = Forked()
-    with start({**OPAQUE, "latency": {"median_ms": 100, "sigma": 0}}, ledger=ledger) as simulator:
+    with start_simulator({**OPAQUE, "latency": {"median_ms": 100, "sigma": 0}}, ledger=ledger) as simulator:
         scene = _scene(tmp_path / "held", simulator, ledger, forked, rows=400)
         holder = scene.start()
         try:
@@ -103,7 +106,7 @@ def test_a_run_on_a_folder_that_cannot_be_written_says_so_and_asks_nothing(tmp_p
     need_mounts("F17")
     ledger = tmp_path / "ledger.jsonl"
     forked = Forked()
-    with start(OPAQUE, ledger=ledger) as simulator:
+    with start_simulator(OPAQUE, ledger=ledger) as simulator:
         scene = _scene(tmp_path / "locked", simulator, ledger, forked)
         scene.out.mkdir()
         if begun:
@@ -117,7 +120,7 @@ def test_a_run_on_a_folder_that_cannot_be_written_says_so_and_asks_nothing(tmp_p
             assert _bytes_below(scene.out) == before
             if begun:
                 for command in ("verify", "status"):
-                    child: Child = forked.start(command, str(scene.out), errors=tmp_path / "errors.txt")
+                    child = forked.start(command, str(scene.out), errors=tmp_path / "errors.txt")
                     assert child.wait(60) == 0, (tmp_path / "errors.txt").read_text()
         assert calls_by_row(scene).total() == asked
         assert scene.finish() == 0, scene.said()

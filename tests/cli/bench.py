@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner, Result
+from forked import Child, popen, run
 
 from pipeline.cli import main
 from pipeline.simulator.serve import SimulatorProcess
@@ -71,28 +71,25 @@ class Bench:
         with _inside(self.folder):
             return CliRunner(env=self.environ).invoke(main, [str(argument) for argument in arguments])
 
-    def popen(self, *arguments: str | Path) -> subprocess.Popen[str]:
+    def popen(
+        self, *arguments: str | Path, stdout: int = subprocess.PIPE, stderr: int = subprocess.PIPE, **environ: str
+    ) -> Child:
         """Start the command in a process of its own."""
-        command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
-        return subprocess.Popen(
-            command,
+        return popen(
+            "pipeline",
+            *arguments,
             cwd=self.folder,
-            env={**os.environ, **self.environ},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            env={**os.environ, **self.environ, **environ},
+            stdout=stdout,
+            stderr=stderr,
             text=True,
         )
 
     def run_into(self, stdout: int, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Call the command in a process of its own that writes its stdout to a file descriptor."""
-        return subprocess.run(
-            [sys.executable, "-m", "pipeline", *arguments],
-            cwd=self.folder,
-            env={**os.environ, **self.environ},
-            stdout=stdout,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
+        environ = {**os.environ, **self.environ}
+        return run(
+            "pipeline", *arguments, cwd=self.folder, env=environ, stdout=stdout, stderr=subprocess.PIPE, text=True
         )
 
     def summary(self, folder: Path | None = None) -> dict[str, Any]:

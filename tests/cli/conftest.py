@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import start_simulator
 
-from pipeline.simulator.serve import SimulatorProcess, start
+from pipeline.simulator.serve import SimulatorProcess
 from tests.cli.bench import JOB, KEY, Bench, Serve
 
 
@@ -21,7 +22,7 @@ def served() -> Iterator[Serve]:
     def get(config: Mapping[str, Any]) -> SimulatorProcess:
         name = json.dumps(config, sort_keys=True)
         if name not in running:
-            running[name] = start({"keys": [KEY], "vectors": "hash", **config})
+            running[name] = start_simulator({"keys": [KEY], "vectors": "hash", **config})
         return running[name]
 
     yield get

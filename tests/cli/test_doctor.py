@@ -15,11 +15,11 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from forked import start_simulator
 
 from pipeline.job.spec import DeploymentSpec
 from pipeline.model import Reply, Target
 from pipeline.service.headers import RateLimits
-from pipeline.simulator.serve import start
 from pipeline.views.doctor import (
     Finding,
     Status,
@@ -69,7 +69,7 @@ def test_a_job_that_can_run_is_ok_line_by_line(bench: Bench) -> None:
 @pytest.mark.parametrize("probe", [False, True])
 def test_nothing_is_asked_of_a_deployment_without_probe(bench: Bench, tmp_path: Path, probe: bool) -> None:  # noqa: FBT001 - a case
     ledger = tmp_path / "ledger.jsonl"
-    process = start({"keys": [KEY], "vectors": "hash"}, ledger=ledger)
+    process = start_simulator({"keys": [KEY], "vectors": "hash"}, ledger=ledger)
     bench.environ["TEST_ENDPOINT"] = process.url
     try:
         code, found = findings(bench, *(["--probe"] if probe else []))

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forked import Child
 
 from tests.cli.bench import Bench, Serve
 
 SLOW = {"latency": {"median_ms": 700, "sigma": 0}}
 
 
-def until_rows_are_ok(bench: Bench, process: subprocess.Popen[str]) -> None:
+def until_rows_are_ok(bench: Bench, process: Child) -> None:
     """Wait until some answers are kept."""
     while process.poll() is None:
         try:

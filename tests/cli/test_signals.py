@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from forked import Child
 
 from pipeline import load_job
 from pipeline.rehearsal import simulated
@@ -39,17 +40,17 @@ def stuck(bench: Bench, served: Serve) -> Bench:
     return bench
 
 
-def _events(process: subprocess.Popen[str]) -> Iterator[str]:
+def _events(process: Child) -> Iterator[str]:
     assert process.stderr is not None
     for line in process.stderr:
         yield json.loads(line)["event"]
 
 
-def _wait_for(process: subprocess.Popen[str], event: str) -> None:
+def _wait_for(process: Child, event: str) -> None:
     assert event in _events(process)
 
 
-def _wait_until_it_sends(bench: Bench, process: subprocess.Popen[str]) -> None:
+def _wait_until_it_sends(bench: Bench, process: Child) -> None:
     while process.poll() is None:
         try:
             if bench.summary()["in_flight"]:

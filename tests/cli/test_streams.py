@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+from forked import Child
 
 from tests.cli.bench import Bench, Serve
 
@@ -23,11 +24,16 @@ def slow(bench: Bench, served: Serve) -> Bench:
     return bench
 
 
+def buffered(bench: Bench) -> dict[str, str]:
+    """The environment, in which Python buffers what it prints as it does for users."""
+    return {**os.environ, **bench.environ, "PYTHONUNBUFFERED": ""}
+
+
 def shell(bench: Bench, redirections: str, *options: str) -> int:
     """Run the job from a shell, with its streams as given; the run's own exit code."""
     command = f'"{sys.executable}" -m pipeline run job.yaml {" ".join(options)} {redirections}'
     return subprocess.run(
-        ["bash", "-c", command], cwd=bench.folder, env={**os.environ, **bench.environ}, check=False, timeout=60
+        ["bash", "-c", command], cwd=bench.folder, env=buffered(bench), check=False, timeout=60
     ).returncode
 
 
@@ -58,22 +64,14 @@ def test_no_stream_at_all_hides_no_exit_code(bench: Bench) -> None:
 
 def test_the_reader_of_a_pipeline_may_leave_early(bench: Bench) -> None:
     script = f'set -o pipefail; "{sys.executable}" -m pipeline run job.yaml | head -n 0'
-    done = subprocess.run(
-        ["bash", "-c", script], cwd=bench.folder, env={**os.environ, **bench.environ}, check=False, timeout=60
-    )
+    done = subprocess.run(["bash", "-c", script], cwd=bench.folder, env=buffered(bench), check=False, timeout=60)
     assert done.returncode == 0
     assert bench.summary()["state"] == "complete"
 
 
 def test_a_terminal_that_goes_away_is_no_reason_to_stop(slow: Bench) -> None:
     screen, terminal = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline", "run", "job.yaml"],
-        cwd=slow.folder,
-        env={**os.environ, **slow.environ, "TERM": "xterm"},
-        stdout=subprocess.PIPE,
-        stderr=terminal,
-    )
+    process = slow.popen("run", "job.yaml", stderr=terminal, TERM="xterm")
     os.close(terminal)
     sent = b""
     while b"in flight" not in sent:
@@ -83,10 +81,10 @@ def test_a_terminal_that_goes_away_is_no_reason_to_stop(slow: Bench) -> None:
     stdout, _ = process.communicate(timeout=60)
 
     assert process.returncode == 0
-    assert stdout.startswith(b"complete: 12 rows ok")
+    assert stdout.startswith("complete: 12 rows ok")
 
 
-def until_it_sends(bench: Bench, process: subprocess.Popen[str]) -> None:
+def until_it_sends(bench: Bench, process: Child | subprocess.Popen[str]) -> None:
     """Wait until calls are in flight."""
     while process.poll() is None:
         try:
@@ -118,7 +116,7 @@ def test_a_signal_that_the_caller_has_ignored_stays_ignored(slow: Bench, ignored
     process = subprocess.Popen(
         ["bash", "-c", f"trap '' {ignored}; exec \"{sys.executable}\" -m pipeline run job.yaml"],
         cwd=slow.folder,
-        env={**os.environ, **slow.environ},
+        env=buffered(slow),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -7,7 +7,6 @@ import os
 import pty
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -26,13 +25,8 @@ def watch(bench: Bench, served: Serve) -> Watch:
 
     def run(*options: str, **environ: str) -> str:
         screen, terminal = pty.openpty()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline", "run", "job.yaml", *options],
-            cwd=bench.folder,
-            env={**os.environ, **bench.environ, "TERM": "xterm", "COLUMNS": "120", **environ},
-            stdout=subprocess.DEVNULL,
-            stderr=terminal,
-        )
+        seen = {"TERM": "xterm", "COLUMNS": "120", **environ}
+        process = bench.popen("run", "job.yaml", *options, stdout=subprocess.DEVNULL, stderr=terminal, **seen)
         os.close(terminal)
         sent = b""
         with contextlib.suppress(OSError):  # a terminal ends with EIO

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from chaos.forked import Forked
 from chaos.harness import Scene, assert_whole
+from forked import start_simulator
 
 from pipeline.simulator.ledger import Answered, Arrived, read_ledger
-from pipeline.simulator.serve import start
 
 MIB = 1 << 20
 ROWS = 600
@@ -51,9 +52,16 @@ def scene(tmp_path: Path, operation: str) -> Iterator[Scene]:
     """A run whose output lies on a disk of 40 MiB: room enough for the journal's 16 MiB of unchecked pages."""
     ledger = tmp_path / "ledger.jsonl"
     config = {"vectors": "hash", "latency": {"median_ms": 30, "sigma": 0.5}}
-    with small_disk(tmp_path / "disk", size=40 * MIB), start(config, ledger=ledger) as simulator:
+    with small_disk(tmp_path / "disk", size=40 * MIB), start_simulator(config, ledger=ledger) as simulator:
         scene = Scene(
-            folder=tmp_path, operation=operation, rows=ROWS, simulator=simulator, ledger=ledger, part_rows=150, pack=4
+            folder=tmp_path,
+            operation=operation,
+            rows=ROWS,
+            simulator=simulator,
+            ledger=ledger,
+            part_rows=150,
+            pack=4,
+            forked=Forked(),
         )
         job = json.loads(scene.job.read_text())
         job["output"]["path"] = "disk/out"

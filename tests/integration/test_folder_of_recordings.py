@@ -6,11 +6,11 @@ from pathlib import Path
 
 import duckdb
 import pytest
+from forked import start_simulator
 
 from pipeline import operations, sources
 from pipeline.job.load import load_job
 from pipeline.run import run_job
-from pipeline.simulator.serve import start
 from pipeline.simulator.sounds import write_sound
 
 RECORDINGS = 300
@@ -48,7 +48,7 @@ async def test_a_folder_is_transcribed_without_a_list(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(write_sound(said(number), kind))
     (tmp_path / "job.yaml").write_text(JOB)
-    with start({"audio": "tones"}) as simulator:
+    with start_simulator({"audio": "tones"}) as simulator:
         environ = {"ENDPOINT": simulator.url, "AZURE_OPENAI_API_KEY": "k"}
         names = {"operations": operations.names(), "formats": sources.names()}
         summary = await run_job(load_job(tmp_path / "job.yaml", environ=environ, **names))

@@ -10,12 +10,12 @@ import anyio
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from forked import start_simulator
 
 from pipeline import operations
 from pipeline.job.load import load_job
 from pipeline.run import run_job
 from pipeline.simulator.ledger import Arrived, read_ledger
-from pipeline.simulator.serve import start
 from pipeline.store.summary import Summary
 
 ROWS = 2_000
@@ -55,7 +55,7 @@ def run(folder: Path, operation: str) -> tuple[Summary, pa.Table, int]:
     request: dict[str, Any] = {"messages": [{"role": "user", "content": "{{ text }}"}], "max_tokens": 20}
     if operation == "embeddings":
         request = {"input": "{{ text }}", "dimensions": 8}
-    with start(POISON, ledger=folder / "ledger.jsonl") as simulator:
+    with start_simulator(POISON, ledger=folder / "ledger.jsonl") as simulator:
         model = "gpt-4o-mini" if operation == "chat" else "text-embedding-3-small"
         deployment = {"endpoint": simulator.url, "api": "azure", "deployment": "d", "model": model, "key": "${K}"}
         job = {

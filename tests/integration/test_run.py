@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 import pytest
+from forked import start_simulator
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from in_memory import Bench, Said, Service, refusal
@@ -19,7 +20,6 @@ from in_memory import Bench, Said, Service, refusal
 from pipeline.errors import FolderHeldError, InputChangedError, JobChangedError, PipelineError, StorageError
 from pipeline.run import run_job
 from pipeline.simulator.ledger import Arrived, read_ledger
-from pipeline.simulator.serve import start
 from pipeline.store.lock import hold
 from pipeline.store.summary import read_summary
 
@@ -325,7 +325,7 @@ def test_whatever_cuts_a_run_short_every_row_is_answered_once_and_keeps_its_cell
 async def test_journal_parts_and_the_simulators_ledger_tell_the_same(bench: Bench, tmp_path: Path) -> None:
     ledger = tmp_path / "ledger.jsonl"
     config = {"vectors": "hash", "faults": {"rates": {"500": 0.2}}, "seed": 7}
-    with start(config, ledger=ledger) as simulator:
+    with start_simulator(config, ledger=ledger) as simulator:
         endpoint = {"endpoint": simulator.url, "deployment": "d", "api": "azure", "model": "m", "max_inputs": 4}
         bench.changes["deployments"] = [endpoint]
         summary = await run_job(bench.job(), dice=lambda: 0.0)

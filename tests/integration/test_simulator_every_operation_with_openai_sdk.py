@@ -11,11 +11,12 @@ from typing import Any
 import openai
 import pybase64
 import pytest
+from forked import start_simulator
 
 from pipeline.simulator import tones
 from pipeline.simulator.ledger import messages_key, text_key
 from pipeline.simulator.pictures import picture_key
-from pipeline.simulator.serve import SimulatorProcess, start
+from pipeline.simulator.serve import SimulatorProcess
 from pipeline.simulator.sounds import wave_file
 
 TEXT = "Nobody hears the sea. It is too far away, and the wind is against it."
@@ -50,7 +51,7 @@ Client = openai.AzureOpenAI | openai.OpenAI
 
 @pytest.fixture(scope="module")
 def simulator() -> Iterator[SimulatorProcess]:
-    with start(CONFIG) as process:
+    with start_simulator(CONFIG) as process:
         yield process
 
 

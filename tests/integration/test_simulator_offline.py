@@ -11,9 +11,10 @@ from typing import Any
 
 import openai
 import pytest
+from forked import start_simulator
 
 from pipeline.simulator.ledger import messages_key, read_notes
-from pipeline.simulator.serve import SimulatorProcess, start
+from pipeline.simulator.serve import SimulatorProcess
 
 FAMILIES = ["classic", "v1", "openai"]
 DEPLOYMENTS = {"mini": {"model": "gpt-4o-mini"}, "online": {"model": "gpt-4o-mini", "batch": "never"}}
@@ -22,7 +23,9 @@ Client = openai.AzureOpenAI | openai.OpenAI
 
 @pytest.fixture(scope="module")
 def simulator() -> Iterator[SimulatorProcess]:
-    with start({"deployments": DEPLOYMENTS, "vectors": "hash", "poison": [{"contains": "POISON"}]}) as process:
+    with start_simulator(
+        {"deployments": DEPLOYMENTS, "vectors": "hash", "poison": [{"contains": "POISON"}]}
+    ) as process:
         yield process
 
 
@@ -168,7 +171,7 @@ def test_without_a_key_nothing_is_kept(simulator: SimulatorProcess) -> None:
 
 def test_expired_and_cancelled_batches_keep_what_was_done() -> None:
     config = {"deployments": DEPLOYMENTS, "offline": {"ends": ["expired", "cancelled", "failed"], "done_share": 0.25}}
-    with start(config) as simulator:
+    with start_simulator(config) as simulator:
         client = make_client(simulator)
         lines = [line(number) for number in range(8)]
         expired, cancelled, failed = (ended(client, submit(client, lines)) for _ in range(3))
@@ -182,7 +185,7 @@ def test_expired_and_cancelled_batches_keep_what_was_done() -> None:
 
 
 def test_a_batch_can_be_cancelled() -> None:
-    with start({"deployments": DEPLOYMENTS, "offline": {"in_progress_s": 60.0}}) as simulator:
+    with start_simulator({"deployments": DEPLOYMENTS, "offline": {"in_progress_s": 60.0}}) as simulator:
         client = make_client(simulator)
         batch = submit(client, [line(1)])
         assert client.batches.cancel(batch.id).status == "cancelling"
@@ -195,7 +198,7 @@ def test_a_batch_can_be_cancelled() -> None:
 def test_enqueued_tokens_are_bounded(when: str) -> None:
     deployments = {"mini": {"model": "gpt-4o-mini", "enqueued_tokens": 100}}
     offline = {"fail_fast": when == "created", "in_progress_s": 60.0}
-    with start({"deployments": deployments, "offline": offline}) as simulator:
+    with start_simulator({"deployments": deployments, "offline": offline}) as simulator:
         client = make_client(simulator)
         first = submit(client, [line(number) for number in range(10)])
         while client.batches.retrieve(first.id).status == "validating":
@@ -215,7 +218,9 @@ def test_enqueued_tokens_are_bounded(when: str) -> None:
 
 def test_oddities_are_played() -> None:
     quirks = ["capital_states", "iso_dates", "null_counts", "empty_ids"]
-    with start({"deployments": DEPLOYMENTS, "offline": {"validating_s": 60.0}, "quirks": quirks}) as simulator:
+    with start_simulator(
+        {"deployments": DEPLOYMENTS, "offline": {"validating_s": 60.0}, "quirks": quirks}
+    ) as simulator:
         client = make_client(simulator)
         batch = submit(client, [line(1)])
         request = urllib.request.Request(f"{simulator.url}/openai/v1/batches/{batch.id}", headers={"api-key": "k"})
@@ -230,7 +235,7 @@ def test_oddities_are_played() -> None:
 
 def test_lists_lag_and_a_lost_reply_leaves_the_batch() -> None:
     offline = {"listing_lag_s": 0.3, "faults": {"rates": {"reset_before": 1.0}, "attempts": 1}}
-    with start({"deployments": DEPLOYMENTS, "offline": offline}) as simulator:
+    with start_simulator({"deployments": DEPLOYMENTS, "offline": offline}) as simulator:
         client = make_client(simulator)
         with pytest.raises(openai.APIConnectionError):
             upload(client, [line(1)])
@@ -253,7 +258,7 @@ def test_lists_lag_and_a_lost_reply_leaves_the_batch() -> None:
 def test_lines_fail_as_configured_and_the_ledger_has_them(tmp_path: Path) -> None:
     offline = {"line_faults": {"rates": {"500": 0.5}}}
     ledger = tmp_path / "ledger.jsonl"
-    with start({"deployments": DEPLOYMENTS, "offline": offline}, ledger=ledger) as simulator:
+    with start_simulator({"deployments": DEPLOYMENTS, "offline": offline}, ledger=ledger) as simulator:
         client = make_client(simulator)
         batch = ended(client, submit(client, [line(number) for number in range(40)]))
         good, bad = results(client, batch.output_file_id), results(client, batch.error_file_id)
@@ -271,13 +276,13 @@ def test_lines_fail_as_configured_and_the_ledger_has_them(tmp_path: Path) -> Non
 
 def test_batches_and_jobs_go_on_in_a_new_process_on_the_same_folder(tmp_path: Path) -> None:
     config: dict[str, Any] = {"deployments": DEPLOYMENTS, "folder": str(tmp_path / "kept")}
-    with start({**config, "offline": {"in_progress_s": 60.0, "running_s": 60.0}}) as simulator:
+    with start_simulator({**config, "offline": {"in_progress_s": 60.0, "running_s": 60.0}}) as simulator:
         client = make_client(simulator)
         batch = submit(client, [line(1), line(2)])
         job = client.fine_tuning.jobs.create(model="gpt-4o-mini", training_file=upload(client, EXAMPLES, "fine-tune"))
         while client.batches.retrieve(batch.id).status == "validating":
             time.sleep(0.01)
-    with start(config) as simulator:
+    with start_simulator(config) as simulator:
         client = make_client(simulator)
         assert len(results(client, ended(client, batch).output_file_id)) == 2
         assert trained(client, job).status == "succeeded"
@@ -345,7 +350,7 @@ def test_a_training_file_with_a_mistake_fails_the_job(
 
 
 def test_jobs_fail_and_are_cancelled() -> None:
-    with start({"offline": {"training_ends": ["failed", "succeeded"], "running_s": 1.0}}) as simulator:
+    with start_simulator({"offline": {"training_ends": ["failed", "succeeded"], "running_s": 1.0}}) as simulator:
         client = make_client(simulator)
         file = upload(client, EXAMPLES, "fine-tune")
         failed = trained(client, client.fine_tuning.jobs.create(model="gpt-4o-mini", training_file=file))

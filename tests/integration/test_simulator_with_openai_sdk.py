@@ -8,9 +8,10 @@ from typing import Any
 
 import openai
 import pytest
+from forked import start_simulator
 
 from pipeline.simulator.ledger import messages_key
-from pipeline.simulator.serve import SimulatorProcess, start
+from pipeline.simulator.serve import SimulatorProcess
 
 MESSAGES: list[Any] = [{"role": "user", "content": "First sentence. Second sentence."}]
 TEXT = f"First sentence. [sha:{messages_key(MESSAGES)[:8]}]"
@@ -35,7 +36,7 @@ Client = openai.AzureOpenAI | openai.OpenAI
 
 @pytest.fixture(scope="module")
 def simulator() -> Iterator[SimulatorProcess]:
-    with start(CONFIG) as process:
+    with start_simulator(CONFIG) as process:
         yield process
 
 

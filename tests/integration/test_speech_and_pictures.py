@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import start_simulator
 from in_memory import Bench
 
 from pipeline.operations.image import kind_of
 from pipeline.operations.speech import BYTES_A_SECOND
 from pipeline.run import run_job
-from pipeline.simulator.serve import SimulatorProcess, start
+from pipeline.simulator.serve import SimulatorProcess
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(scope="module")
 def simulator() -> Iterator[SimulatorProcess]:
-    with start({"vectors": "hash"}) as started:
+    with start_simulator({"vectors": "hash"}) as started:
         yield started
 
 

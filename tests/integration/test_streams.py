@@ -13,12 +13,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from forked import start_simulator
 
 from pipeline import operations
 from pipeline.job.load import load_job
 from pipeline.run import run_job
 from pipeline.simulator.ledger import Answered, read_ledger
-from pipeline.simulator.serve import start
 
 ROWS = int(os.environ.get("PIPELINE_STREAMS", "600"))
 RATES = {"cut_stream": 0.006, "half_body": 0.004, "error_event": 0.005}
@@ -55,10 +55,10 @@ async def test_no_cut_stream_is_stored_as_an_answer(tmp_path: Path) -> None:
         for number in range(ROWS):
             words = " ".join(f"mooring {number * 7919 % 100_003 + step}" for step in range(10))
             file.write(json.dumps({"text": f"Row {number} is about {words}, é 水."}) + "\n")
-    with start({}) as clean:
+    with start_simulator({}) as clean:
         whole = await answers(job_file(tmp_path, "whole", clean.url, {}))
     ledger = tmp_path / "ledger.jsonl"
-    with start({"faults": {"rates": RATES}, "seed": 20}, ledger=ledger) as cutting:
+    with start_simulator({"faults": {"rates": RATES}, "seed": 20}, ledger=ledger) as cutting:
         streamed = await answers(job_file(tmp_path, "streamed", cutting.url, {"stream": True}))
     faults = Counter(line.fault for line in read_ledger(ledger) if isinstance(line, Answered))
     assert faults["cut_stream"] + faults["half_body"] > ROWS * 0.003

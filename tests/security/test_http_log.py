@@ -12,6 +12,7 @@ from urllib.parse import quote
 import httpx
 import pyarrow.parquet as pq
 import pytest
+from forked import start_simulator
 
 from pipeline.clock import SystemClock
 from pipeline.errors import StorageError
@@ -29,7 +30,7 @@ from pipeline.service.http_log import (
     shown_body,
     shown_url,
 )
-from pipeline.simulator.serve import SimulatorProcess, start
+from pipeline.simulator.serve import SimulatorProcess
 from pipeline.testing import MemoryTransport
 from tests.cli.bench import JOB, Bench
 
@@ -55,7 +56,7 @@ Events = list[Mapping[str, Any]]
 @pytest.fixture(scope="module")
 def simulator() -> Iterator[SimulatorProcess]:
     """One that answers most rows, throttles each once, and refuses some, quoting the prompt and what came with it."""
-    process = start(
+    process = start_simulator(
         {
             "keys": [KEY, TOKEN],
             "vectors": "hash",
