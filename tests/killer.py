@@ -33,7 +33,7 @@ class Killer:
         self.port = port
         self._kills = kills
         self._each = each
-        self._killed: subprocess.Popen[bytes] | None = None
+        self._killed: Child | None = None
         self._only = only
         self.process: Child | None = None
         self.points: list[tuple[str, int, str]] = []
