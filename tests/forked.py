@@ -13,6 +13,7 @@ import importlib
 import io
 import json
 import os
+import pkgutil
 import runpy
 import selectors
 import signal
@@ -30,36 +31,14 @@ from pathlib import Path
 from subprocess import DEVNULL, PIPE, TimeoutExpired
 from typing import IO, Any, TextIO, cast
 
+import pipeline
 from pipeline.simulator.config import SimulatorConfig, make_config
 from pipeline.simulator.serve import SimulatorDiedError, SimulatorProcess
 
 CLOSED = -10
 """A stream that the command does not have, as a shell's `>&-` says."""
-PRELOAD = (
-    "pipeline.cli.common",
-    "pipeline.cli.run",
-    "pipeline.cli.simulation",
-    "pipeline.cli.validate",
-    "pipeline.job.load",
-    "pipeline.operations.chat",
-    "pipeline.operations.embeddings",
-    "pipeline.operations.speech",
-    "pipeline.operations.image",
-    "pipeline.run",
-    "pipeline.service.http_log",
-    "pipeline.simulator.__main__",
-    "pipeline.simulator.app",
-    "pipeline.simulator.ledger",
-    "pipeline.simulator.protocol",
-    "pipeline.sources.jsonl",
-    "pipeline.views.closing",
-    "pipeline.views.console",
-    "pipeline.views.progress",
-    "pyarrow.compute",
-    "pyarrow.parquet",
-    "pyreqwest.client",
-    "uvloop",
-)
+BESIDE = ("pyarrow.compute", "pyarrow.parquet", "pyreqwest.client", "uvloop")
+"""What modules of the product import when they are called."""
 _LENGTH = struct.Struct("!I")
 
 
@@ -278,8 +257,7 @@ def _exactly(connection: socket.socket, size: int) -> bytes:
 
 def _serve(connection: socket.socket) -> Callable[[], None]:
     """Start what is asked for until the tests have ended; in a child, return what it is to do."""
-    for name in PRELOAD:
-        importlib.import_module(name)
+    _import_everything()
     assert threading.active_count() == 1, "only a process of one thread may be forked"
     gc.freeze()
     running: dict[int, int] = {}
@@ -309,6 +287,14 @@ def _serve(connection: socket.socket) -> Callable[[], None]:
                     if descriptor != tell:
                         os.close(descriptor)
                 connection.sendall(_LENGTH.pack(pid))
+
+
+def _import_everything() -> None:
+    for found in pkgutil.walk_packages(pipeline.__path__, "pipeline."):
+        if not found.name.endswith("__main__"):
+            importlib.import_module(found.name)
+    for name in BESIDE:
+        importlib.import_module(name)
 
 
 def _next(connection: socket.socket) -> tuple[_Order, list[int]]:
