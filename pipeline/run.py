@@ -10,12 +10,13 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import anyio
 
 from pipeline import operations
-from pipeline.clock import Clock, SystemClock
+from pipeline.clock import Clock, SystemClock, utc
 from pipeline.engines.again import Retry, asked_again, begin_again, require_same_columns
 from pipeline.engines.canary import is_begun, judge, planned_usd
 from pipeline.engines.descriptors import ensure_descriptors
@@ -53,6 +54,7 @@ from pipeline.store.earlier import Earlier, earlier, note_run
 from pipeline.store.files import storage
 from pipeline.store.folder import Layout, columns_of_parts, hold_folder, remove_strays
 from pipeline.store.generations import finish_rewrites
+from pipeline.store.history import begin_invocation, end_invocation
 from pipeline.store.ids import IdTable, rebuilt_ids
 from pipeline.store.journal import Journal, JournalReader, Span
 from pipeline.store.repair import Repaired, end_repair, refuse_damage, repair_folder
@@ -239,12 +241,15 @@ class _Invocation:
             http = open_http_log(
                 options.http_log, path=layout.http_log, listener=self.listener, wall=self.clock.wall, log=log
             )
+            begin_invocation(layout, at=utc(self.clock.wall()), version=version("aoai-pipeline"))
             try:
                 with http as run.http_log:
                     async with obeyed_signals(run.stop, log) if options.signals else nullcontext():
-                        return await run.go(known, self.transport)
+                        summary = await run.go(known, self.transport)
+                end_invocation(layout, summary)
             finally:
                 log.close()
+            return summary
 
     def _made(self, asked: Job, source: Source, operation: Operation, *, log: EventLog, again: bool) -> _Run | Training:
         """Make what does the job: one that trains a model goes its own way."""

@@ -25,6 +25,7 @@ _HELP = {
     "errors": "List the rows that failed, and why.",
     "show": "Show one row with all its attempts.",
     "export": "Write everything finished as one Parquet, JSONL or CSV file.",
+    "runs": "List the invocations of a run: when, how long, state, exit code, rows, cost.",
     "report": "Write the HTML page of a run: outcome, cost, pace, latencies, what failed.",
     "schedule": "Print a crontab line, systemd units, a Kubernetes CronJob or a GitHub workflow.",
     "verify": "Read every byte of a run back and check it.",

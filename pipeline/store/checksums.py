@@ -22,6 +22,7 @@ _LEFT_OUT = (
     "ballast",
     "stalled.txt",
     "report.html",
+    "runs.jsonl",
     "damaged/*",
     "repair.json",
     "*-shm",

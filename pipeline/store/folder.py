@@ -118,6 +118,11 @@ class Layout:
         return self.private / "summary.json"
 
     @property
+    def history(self) -> Path:
+        """The invocations that held the folder."""
+        return self.private / "runs.jsonl"
+
+    @property
     def report(self) -> Path:
         """The page that a person reads afterwards."""
         return self.private / "report.html"

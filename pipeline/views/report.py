@@ -19,7 +19,8 @@ from pipeline.clock import utc
 from pipeline.errors import DamageError
 from pipeline.store.disk import file_system
 from pipeline.store.files import TEMPORARY_SUFFIX, replace_text, storage
-from pipeline.store.folder import Layout
+from pipeline.store.folder import Layout, is_running
+from pipeline.store.history import Invocation, invocations
 from pipeline.store.journal import BatchRecord, JournalReader
 from pipeline.store.training import EVENTS, METRICS
 from pipeline.views.advice import advice
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 MOST_POINTS = 300
 """Points of a curve that are drawn; longer ones are thinned."""
 MOST_CHECKPOINTS = 20
+MOST_INVOCATIONS = 20
 _ID_CHARS = 60
 _NONE = "\N{EN DASH}"
 _PACKAGES = ("anyio", "httpx", "pyarrow", "pyreqwest", "uvloop")
@@ -147,6 +149,7 @@ class Report:
     checkpoints: Sequence[Checkpoint] = ()
     batches: Sequence[BatchRecord] = ()
     forecasts: Sequence[Forecast] = ()
+    invocations: Sequence[Invocation] = ()
     environment: Sequence[tuple[str, str]] = ()
     active_s: int = 0
     idle_s: int = 0
@@ -165,6 +168,7 @@ class Report:
             "failed_rows": [asdict(one) for one in self.failed.kinds],
             "failed_attempts": [asdict(one) for one in failed_attempts(self.attempts)],
             "predicted": self.summary.as_json().get("predicted"),
+            "invocations": [asdict(one) for one in self.invocations],
             "checkpoints": [asdict(one) for one in self.checkpoints],
             "environment": dict(self.environment),
             "unread": list(self.unread),
@@ -226,6 +230,7 @@ def read_report(root: Path, *, now: float) -> Report:
         checkpoints=checkpoints,
         batches=batches,
         forecasts=forecasts(summary.as_json()),
+        invocations=invocations(layout, running=is_running(root))[-MOST_INVOCATIONS:],
         environment=_environment(root),
         active_s=steps.active_s if timeline.moments else 0,
         idle_s=steps.idle_s,

@@ -26,6 +26,7 @@ COMMANDS = [
     "errors",
     "show",
     "export",
+    "runs",
     "report",
     "schedule",
     "verify",

@@ -12,6 +12,7 @@ READERS = {
     "errors": (),
     "show": ("r-1",),
     "report": (),
+    "runs": (),
     "verify": (),
 }
 
