@@ -165,6 +165,8 @@ def next_steps(summary: Summary, *, reader: str) -> list[Step]:
     steps = []
     if summary.rows.failed:
         steps.append(Step(text="why rows failed:", command=f"pipeline errors {reader} --group-by code"))
+    if summary.rows.failed and summary.state == "complete" and summary.training is None:
+        steps.append(Step(text="once that is put right, send them again: pipeline retry, with the options of this run"))
     match summary.state:
         case "complete":
             if summary.rows.failed and summary.training is None:
