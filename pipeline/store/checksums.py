@@ -22,7 +22,6 @@ _LEFT_OUT = (
     "ballast",
     "stalled.txt",
     "report.html",
-    "runs.jsonl",
     "damaged/*",
     "repair.json",
     "*-shm",

@@ -20,7 +20,7 @@ from pipeline.errors import StorageError
 CANARY = "canary-7f3a91"
 NAMES = re.compile(
     r"part-\d{12}-\d{12}\.parquet|_pipeline(/("
-    r"lock|checksums\.json|manifest\.json|summary\.json|log\.jsonl|journal(/(00|ids)\.sqlite(-wal|-shm)?)?|spool(/\d{12}\.arrow)?"
+    r"lock|checksums\.json|manifest\.json|summary\.json|log\.jsonl|runs\.jsonl|journal(/(00|ids)\.sqlite(-wal|-shm)?)?|spool(/\d{12}\.arrow)?"
     r"|attempts(/attempts-\d{12}-\d{12}\.parquet)?))?"
 )
 HOSTILE = [
@@ -187,7 +187,7 @@ async def test_what_rows_and_replies_say_is_nowhere_but_in_parts_and_payloads(be
 
     await bench.run(Service(judge))
     assert (await bench.run(Service())).rows.failed == 2
-    for name in ("log.jsonl", "summary.json", "manifest.json"):
+    for name in ("log.jsonl", "summary.json", "runs.jsonl", "manifest.json"):
         assert CANARY not in (bench.layout.private / name).read_text(), name
     assert CANARY not in str(bench.attempts())
     assert CANARY not in str(bench.events)
