@@ -144,3 +144,43 @@ def test_an_empty_bucket_of_unknown_size_says_nothing() -> None:
     assert (model.size, model.drain_s, model.per_minute(1.0, 100.0)) == (None, None, None)
     model.learn(2.0, sent_at=2.0, sent=100.0, share=0.021)
     assert model.size is not None
+
+
+def test_a_size_that_the_first_reply_told_wrongly_is_set_right_by_later_ones() -> None:
+    model, sent, share = Provisioned(), 1_000.0, 0.25
+    model.learn(0.5, sent_at=0.0, sent=sent, share=share)
+    assert model.size == 4_000
+    for number in range(1, 40):
+        more = 4_100.0 if number % 2 else 100.0
+        sent, share = sent + more, share + (more - 2_100.0) / 2_000
+        model.learn(number + 0.5, sent_at=float(number), sent=sent, share=share)
+    assert model.size == pytest.approx(2_000, rel=0.02)
+
+
+def test_replies_of_one_moment_tell_no_drain() -> None:
+    model = Provisioned()
+    for number in range(6):
+        model.learn(1.0, sent_at=0.5, sent=1_000.0 + 100 * number, share=0.5)
+    assert model.drain_s is None
+
+
+def test_how_long_replies_span_does_not_depend_on_when_they_began() -> None:
+    model, sent, share = Provisioned(), 1_000.0, 0.5
+    for number in range(8):
+        at = 100.0 + number / 10
+        model.learn(at + 0.5, sent_at=at, sent=sent, share=share)
+        more = 45.0 if number % 2 else 15.0
+        sent, share = sent + more, share + (more - 10.0) / 2_000
+    assert model.drain_s is None
+
+
+def test_after_a_silence_a_tenth_of_the_size_a_second_is_taken_to_flow_away_at_least() -> None:
+    model = steady(replies=12, drain_s=20.0)
+    (before, soon), (late, later) = ((model.fullness(at, 20_000.0), at) for at in (12.0, 40.0))
+    assert before is not None
+    assert late is not None
+    assert before - late > 2 * 20.0 * (later - soon) / 2_000
+
+
+def test_less_than_a_token_a_second_is_believed_in_the_end() -> None:
+    assert steady(replies=24, drain_s=0.5).drain_s == pytest.approx(0.5, rel=0.1)
