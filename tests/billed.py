@@ -55,11 +55,13 @@ class Biller(MemoryTransport):
 
 
 class _Slow(MemoryTransport):
-    """Bills a call when it comes in, and answers a little later."""
+    """Bills a call when it comes in, and answers `after_s` later: when it is killed, all workers wait for answers."""
+
+    after_s = 0.0
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         reply = await super().handle_async_request(request)
-        await anyio.sleep(0.005)
+        await anyio.sleep(self.after_s)
         return reply
 
 
@@ -82,7 +84,9 @@ def _run_and_be_killed(folder: Path, most: float, last: int) -> None:
         return reply
 
     async def run() -> int | None:
-        summary = await bench_of(folder, max_cost=most).run(_Slow(billed))
+        transport = _Slow(billed)
+        transport.after_s = 0.1 if last else 0.0
+        summary = await bench_of(folder, max_cost=most).run(transport)
         return summary.exit_code
 
     sys.exit(anyio.run(run))
