@@ -422,6 +422,89 @@ def test_what_is_provisioned_is_learnt_from_all_that_passed_since_the_first_requ
     assert admission.tokens_per_minute == pytest.approx(0.99 * (30_000 - 1_000) * 2)
 
 
+def provisioned(*, replies: int = 20) -> tuple[Admission, float]:
+    """Provisioned throughput that is half full of 10,000 tokens, 1,000 of which flow away a second; its last moment."""
+    admission, level, now = Admission(requests_per_minute=None, tokens_per_minute=None), 4_000.0, 0.0
+    for number in range(replies):
+        tokens = (300, 900)[number % 2]
+        level += tokens
+        admission.take(now, tokens)
+        admission.utilized(now, level / 10_000, admission.mark(now))
+        level -= 600
+        now += 0.6
+    return admission, now - 0.6
+
+
+def test_nothing_is_held_back_for_utilization_before_the_first_refusal() -> None:
+    admission, now = provisioned()
+    assert not admission.is_known
+    assert admission.ready_at(now, 10**9) == now
+
+
+def test_from_the_first_refusal_on_the_rate_keeps_utilization_at_nine_tenths_and_needs_no_reply_for_it() -> None:
+    admission, now = provisioned()
+    assert not refuse(admission, now, ThrottleKind.UTILIZATION, hint_s=None)
+    before = admission._tokens.paced
+    assert before is not None
+    assert before > 60_000, "more than what flows away, since it is half full"
+    admission.ready_at(now + 0.05, 1)
+    assert admission._tokens.paced == before, "so soon, nothing is made anew"
+    admission.ready_at(now + 2.0, 1)
+    assert (admission._tokens.paced or 0) > before, "what flowed away meanwhile made room"
+
+
+def test_a_rate_by_utilization_that_is_refused_much_gives_way_to_refusals_for_a_minute() -> None:
+    admission, now = provisioned()
+    refuse(admission, now, ThrottleKind.UTILIZATION, hint_s=None)
+    for number in range(30):
+        admission.take(now + 12 + number / 10, 300)
+    late = now + 15
+    for _ in range(5):
+        refuse(admission, late, ThrottleKind.UTILIZATION, hint_s=None)
+    found = admission._tokens.paced
+    admission.utilized(late + 1, 0.1, admission.mark(late + 1))
+    admission.ready_at(late + 1, 1)
+    assert admission._tokens.paced == found, "replies are not believed"
+    admission.utilized(late + 61, 0.1, admission.mark(late + 61))
+    admission.ready_at(late + 61, 1)
+    assert admission._tokens.paced != found
+
+
+def test_what_flows_away_is_told_by_what_was_let_in_between_two_refusals() -> None:
+    admission = Admission(requests_per_minute=None, tokens_per_minute=None)
+    now = spend(admission, 0.0, 10.0, per_second=20.0)
+    for _ in range(20):
+        refuse(admission, now, ThrottleKind.UTILIZATION, hint_s=None)
+    first = admission._tokens.paced
+    assert first == pytest.approx(0.99 * (20_000 - 2_000) * 6, rel=0.05), "of the first ten seconds"
+    for number in range(960):
+        admission.take(now + number / 16, 100)
+    later = now + 60
+    for _ in range(16):
+        refuse(admission, later, ThrottleKind.UTILIZATION, hint_s=None)
+    assert admission._tokens.paced == pytest.approx(0.99 * (96_000 - 1_600), rel=0.02)
+
+
+def test_without_a_limit_a_minute_of_provisioned_throughput_is_not_bounded() -> None:
+    admission, now = provisioned()
+    refuse(admission, now, ThrottleKind.UTILIZATION, hint_s=None)
+    assert math.isinf(admission._tokens._window.limit)
+    admission.observe(now, limit_tokens=60_000)
+    assert admission._tokens._window.limit == 60_000
+
+
+def test_a_limit_that_fell_may_come_back_for_half_an_hour() -> None:
+    admission = Admission(requests_per_minute=None, tokens_per_minute=60_000)
+    admission.observe(10.0, limit_tokens=30_000)
+    assert admission.most_tokens() == 30_000
+    assert admission.most_tokens(1_000.0) == 60_000
+    assert admission.most_tokens(10.0 + 1_799.0) == 60_000
+    assert admission.most_tokens(10.0 + 1_800.0) == 30_000
+    admission.observe(1_900.0, limit_tokens=60_000)
+    admission.observe(2_000.0, limit_tokens=20_000)
+    assert admission.most_tokens(2_100.0) == 60_000, "it fell anew"
+
+
 def test_after_an_overload_the_next_leaves_later_at_once() -> None:
     admission = Admission(requests_per_minute=600, tokens_per_minute=None)
     admission.overloaded(0.0)
