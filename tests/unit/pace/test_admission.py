@@ -485,6 +485,54 @@ def test_what_flows_away_is_told_by_what_was_let_in_between_two_refusals() -> No
     assert admission._tokens.paced == pytest.approx(0.99 * (96_000 - 1_600), rel=0.02)
 
 
+def flowed(moments: list[tuple[float, float]]) -> float | None:
+    """What is paced after refusals at the ends of spans: seconds, and requests a second let in meanwhile."""
+    admission, now = Admission(requests_per_minute=None, tokens_per_minute=None), 0.0
+    for seconds, per_second in moments:
+        now = spend(admission, now, seconds, per_second=per_second)
+        for _ in range(math.ceil(per_second)):
+            refuse(admission, now, ThrottleKind.UTILIZATION, hint_s=None)
+    return admission._tokens.paced
+
+
+def test_five_seconds_between_two_refusals_tell_what_flows_away() -> None:
+    first = flowed([(30.0, 20.0)])
+    assert first == pytest.approx(0.99 * (60_000 - 2_000) * 2, rel=0.05)
+    assert flowed([(30.0, 20.0), (12.0, 17.0)]) == pytest.approx(0.99 * (20_400 - 1_700) * 5, rel=0.05)
+
+
+def test_what_flows_away_is_told_by_the_last_minute_of_refusals() -> None:
+    # Forty seconds after the first, and seventy: the last tells by all of them, the minute was not over.
+    paced = flowed([(30.0, 20.0), (40.0, 18.0), (30.0, 15.0)])
+    assert paced == pytest.approx(0.99 * (72_000 + 45_000 - 3_300) * 60 / 70, rel=0.05)
+
+
+@pytest.mark.parametrize(("tokens", "tighter"), [(50, "requests"), (200, "tokens")])
+def test_a_refusal_that_names_no_limit_cuts_the_one_that_such_requests_meet_first(tokens: int, tighter: str) -> None:
+    admission = Admission(requests_per_minute=600, tokens_per_minute=60_000)
+    for number in range(50):
+        admission.take(number / 10, tokens)
+    for _ in range(5):
+        admission.refused(5.0, None, kind=ThrottleKind.UNNAMED, sent_at=4.9, tokens=tokens, random=lambda: 0.0)
+    cut = (admission._requests.paced or 0) < 600, (admission._tokens.paced or 0) < 60_000
+    assert cut == (tighter == "requests", tighter == "tokens")
+
+
+def test_what_passed_in_less_than_a_second_is_what_a_second_lets_in() -> None:
+    admission = Admission(requests_per_minute=600, tokens_per_minute=None)
+    now = spend(admission, 0.0, 0.5, per_second=20.0)
+    refuse(admission, now, ThrottleKind.REQUESTS)
+    assert admission._requests.paced == 9 * 60
+    assert admission.lately(now)[0] == 10 * 60
+
+
+def test_what_is_left_says_nothing_of_the_cost_where_no_limit_is_named() -> None:
+    admission = Admission(requests_per_minute=None, tokens_per_minute=60_000)
+    now = spend(admission, 0.0, 1.0)
+    admission.observe(now, remaining_tokens=59_900)
+    assert admission.cost_factor == 1.0
+
+
 def test_without_a_limit_a_minute_of_provisioned_throughput_is_not_bounded() -> None:
     admission, now = provisioned()
     refuse(admission, now, ThrottleKind.UTILIZATION, hint_s=None)
