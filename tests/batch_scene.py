@@ -158,9 +158,13 @@ class BatchScene:
         lines = (note.details for note in read_notes(self.ledger) if note.what == "line")
         return Counter(key for line in lines if line["status"] == 200 for key in line["keys"])
 
+    def journal(self) -> JournalReader:
+        """The journal, to be read."""
+        return JournalReader(self.layout.journal)
+
     def under_way(self) -> int:
         """How many batches the journal knows."""
-        with JournalReader(self.layout.journal) as reader:
+        with self.journal() as reader:
             return len(reader.batches())
 
     def assert_each_row_once(self) -> None:

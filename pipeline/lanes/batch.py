@@ -6,6 +6,7 @@ between a call and its answer, the service can be asked what became of it before
 
 from __future__ import annotations
 
+import heapq
 import math
 import secrets
 from array import array
@@ -143,6 +144,7 @@ class BatchLane:
         self._filling: BatchPlace = places[0]
         self._live: dict[str, BatchRecord] = {}
         self._earlier: dict[str, array[int]] = {}
+        self._asked_again: dict[str, set[int]] = {}
         self._resumed: set[str] = set()
         self._writing = anyio.Lock()
         self._taken_to: float = 0
@@ -235,6 +237,7 @@ class BatchLane:
             for record in known:
                 ordinals = (ordinal for line in reader.batch_lines(record.tag) for ordinal in line.ordinals)
                 self._earlier[record.tag] = array("q", sorted(ordinals))
+            self._asked_again = asked_again(reader, self._earlier)
         self._resumed = {record.tag for record in known}
         for record in known:
             self._bounds[record.tag] = Bound(input=record.most_input, output=record.most_output)
@@ -497,6 +500,8 @@ class BatchLane:
 
     async def _keep(self, record: BatchRecord) -> BatchRecord:
         """Write down how far a batch has come, before anything rests on it."""
+        if record.step is BatchStep.COLLECTED:
+            await self._spending.secure()  # from now on, its lines are not counted again after a kill
         record = replace(record, since=self._clock.wall())
         with anyio.CancelScope(shield=True):
             await self._journal.keep_batch(record)
@@ -770,7 +775,11 @@ class BatchLane:
         with self._journal.reader() as reader:
             spans = reader.open_ranges()
             done = _done(reader, spans, lines)
-        open_lines = sorted((line for line in lines if not done(line.ordinals[0])), key=lambda line: line.ordinals[0])
+        elsewhere = self._asked_again.get(record.tag, set())
+        left = (replace(line, ordinals=tuple(one for one in line.ordinals if one not in elsewhere)) for line in lines)
+        open_lines = sorted(
+            (line for line in left if line.ordinals and not done(line.ordinals[0])), key=lambda line: line.ordinals[0]
+        )
         by_first = {line.ordinals[0]: line for line in open_lines}
         wanted = sorted(ordinal for line in open_lines for ordinal in line.ordinals)
         again = read_again(self._source, self.findings.operation, self._plan_rules, spans, wanted)
@@ -953,13 +962,14 @@ class BatchLane:
         await self._forget(record)
 
     async def _forget(self, record: BatchRecord) -> None:
-        with anyio.CancelScope(shield=True):
-            await self._journal.drop_batch(record.tag)
         left = self._bounds.pop(record.tag, NOTHING)
         if record.overtaken:
             self._spending.lose(left)  # lines of rows that others finished: billed as well
         else:
             self._spending.release(left)
+        with anyio.CancelScope(shield=True):
+            await self._spending.secure()  # the record was what a kill left of it
+            await self._journal.drop_batch(record.tag)
         self._live.pop(record.tag, None)
         self._earlier.pop(record.tag, None)
         for path in self._rules.folder.glob(f"{record.tag}.*"):
@@ -1017,6 +1027,30 @@ class BatchLane:
 
 _NO_RESULT = ErrorInfo(type=ErrorType.REPLY, code="no_result", message="the batch ended without a result for this row")
 _LATER_CODES = frozenset({"no_result", "batch_expired", "batch_cancelled"})
+
+
+def asked_again(reader: JournalReader, batches: Mapping[str, Sequence[int]]) -> dict[str, set[int]]:
+    """Rows of batches, by tag, that another batch asks for anew: it was written from what that one had left over.
+
+    `batches` are the rows of each, in order. A kill before the first was told off leaves both.
+    """
+    doubled: set[int] = set()
+    last = -1
+    for ordinal in heapq.merge(*batches.values()):
+        if ordinal == last:
+            doubled.add(ordinal)
+        last = ordinal
+    found: dict[str, set[int]] = {}
+    latest: dict[int, tuple[int, str]] = {}
+    for tag in batches if doubled else ():
+        for line in reader.batch_lines(tag):
+            for ordinal in doubled.intersection(line.ordinals):
+                tries, other = latest.get(ordinal, (-1, tag))
+                if line.tries > tries:
+                    latest[ordinal] = line.tries, tag
+                if other != tag:
+                    found.setdefault(other if line.tries > tries else tag, set()).add(ordinal)
+    return found
 
 
 def _last(work: Task | Settled) -> int:

@@ -149,7 +149,7 @@ class Spending:
                 await self._freed.event.wait()
         self.take(bound)
         try:
-            await self._secure()
+            await self.secure()
         except BaseException:
             self.release(bound)
             raise
@@ -220,8 +220,8 @@ class Spending:
                 budget.allowance.secured = 0
             await self._note({budget.name: (budget.allowance.to_keep, 0) for budget in self._budgets})
 
-    async def _secure(self) -> None:
-        """Have the journal know what a kill would lose, before it can be lost."""
+    async def secure(self) -> None:
+        """Have the journal know what a kill would lose, before it can be lost. Raises StorageError."""
         if not self._to_secure():
             return
         async with self._noting:
@@ -356,12 +356,16 @@ def _used(rows: Sequence[RowResult]) -> Bound:
     )
 
 
+_NOBODY_KNOWS = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.GATEWAY_TIMEOUT})
+"""What a gateway says that gave up waiting: the service behind it may answer, and bill, all the same."""
+
+
 def _billed(bound: Bound, reply: Reply, verdict: Verdict) -> Bound:
     """What a reply that is no answer was billed for: what it says, else its prompt where that was looked at."""
     usage = _stated(reply)
     if usage is not None:
         return usage
-    if reply.status < HTTPStatus.MULTIPLE_CHOICES:
+    if reply.status < HTTPStatus.MULTIPLE_CHOICES or reply.status in _NOBODY_KNOWS:
         return bound
     filtered = isinstance(verdict, RowRefused) and verdict.error.code == _FILTERED
     return Bound(input=bound.input, output=0) if filtered else NOTHING

@@ -7,6 +7,7 @@ import json
 import time
 import urllib.request
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from batch_scene import BatchScene, text_of
 
 from pipeline.clock import SystemClock, Timer
+from pipeline.store.journal import BatchLine, BatchStep, Journal
 from pipeline.store.verify import verify_folder
 
 pytestmark = pytest.mark.anyio
@@ -200,6 +202,28 @@ async def test_a_pause_of_hours_that_a_look_is_answered_with_is_not_slept_throug
             summary = await place.run(transport=down, clock=FastClock(600))
         assert (summary.state, summary.exit_code, summary.rows.ok) == ("stopped", 4, 0), summary.reason
         assert (await place.run(clock=FastClock(600))).exit_code == 0
+    place.assert_each_row_once()
+    assert len(place.submitted()) == 1
+
+
+@pytest.mark.parametrize("pack", [False, True])
+async def test_rows_that_a_later_batch_asks_for_are_not_asked_a_third_time(tmp_path: Path, *, pack: bool) -> None:
+    """What a kill leaves between the file of the left-over rows and the telling off of the batch that left them."""
+    place = scene(tmp_path, rows=30, simulator={"offline": {"in_progress_s": 1.0}})
+    with place.served():
+        await place.run(wait=False)
+        with place.journal() as reader:
+            (live,) = reader.batches()
+            lines = reader.batch_lines(live.tag)[:10]
+        before = replace(live, tag="0" * 16, step=BatchStep.ENDED, batch="batch_old", file=None, count=len(lines))
+        asked = [replace(line, tries=line.tries - 1) for line in lines]
+        if pack:
+            asked = [BatchLine(tries=-1, ordinals=tuple(one for line in lines for one in line.ordinals))]
+        journal = Journal(place.layout.journal)
+        await journal.keep_batch(before, asked)
+        await journal.close()
+        summary = await place.run()
+    assert (summary.state, summary.exit_code, summary.rows.ok) == ("complete", 0, 30), summary.reason
     place.assert_each_row_once()
     assert len(place.submitted()) == 1
 

@@ -92,7 +92,11 @@ def filtered_without_a_word(calls: int, reply: httpx.Response) -> httpx.Response
     return refusal(400, "content_filter") if calls % 5 == 0 else reply
 
 
-@pytest.mark.parametrize("spoil", [lost, cut, mute, throttled, filtered])
+def gave_up(calls: int, reply: httpx.Response) -> httpx.Response | Exception:
+    return refusal((408, 504)[calls % 2], "timeout") if calls % 5 == 0 else reply
+
+
+@pytest.mark.parametrize("spoil", [lost, cut, mute, gave_up, throttled, filtered])
 async def test_what_may_have_been_billed_counts_whatever_came_back(tmp_path: Path, spoil: Spoil) -> None:
     bench, service = bench_of(tmp_path, max_cost=20.0), Biller(spoil)
     for _ in range(3):
@@ -223,6 +227,41 @@ async def test_batches_under_way_count_in_a_run_that_sends_its_rows_one_by_one(t
         assert last.cost_usd + summary.cost_usd <= last.budget.dollars.spent <= most
     ordinals = [row["ordinal"] for row in place.table("ordinal")]
     assert sorted(set(ordinals)) == ordinals
+
+
+class AtDeletion(httpx.AsyncBaseTransport):
+    """Keeps what the journal has noted of budgets, whenever a file is deleted at the service."""
+
+    def __init__(self, place: BatchScene) -> None:
+        self.noted: list[dict[str, Any]] = []
+        self._place = place
+        self._inner = httpx.AsyncHTTPTransport()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if request.method == "DELETE":
+            with self._place.journal() as reader:
+                self.noted.append((reader.noted("allowances") or {}).get("run.max_cost", {}))
+        return await self._inner.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+async def test_what_a_batch_was_billed_without_a_row_is_noted_before_it_is_told_off(tmp_path: Path) -> None:
+    """A kill after that finds it nowhere else."""
+    place = BatchScene(
+        folder=tmp_path,
+        rows=40,
+        deployment=BATCHED,
+        run_keys={"max_cost": 1_000.0},
+        simulator={"poison": [{"contains": "Row 7 "}]},
+    )
+    with place.served():
+        async with AtDeletion(place) as transport:
+            summary = await place.run(transport=transport)
+    assert (summary.rows.ok, summary.rows.failed) == (39, 1)
+    assert transport.noted
+    assert all(noted["at_risk"] > 0 for noted in transport.noted), "the filtered prompt was billed"
 
 
 async def test_rows_before_those_of_a_batch_under_way_wait_for_what_it_holds(tmp_path: Path) -> None:
