@@ -128,6 +128,7 @@ class BatchScene:
         self,
         *,
         wait: bool = True,
+        limit: int | None = None,
         retry: Retry | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         clock: Clock | None = None,
@@ -137,7 +138,7 @@ class BatchScene:
         job = load_job(self.write_job(**keys), environ={**os.environ, "K": "k"}, operations=names())
         return await run_job(
             job,
-            options=RunOptions(wait=wait, retry=retry),
+            options=RunOptions(wait=wait, limit=limit, retry=retry),
             clock=clock,
             transport=transport,
             listener=lambda event: self.events.append(dict(event)),

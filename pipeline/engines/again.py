@@ -62,13 +62,14 @@ def require_same_columns(operation: Operation, known: Earlier, *, parts: pa.Sche
 def begin_again(layout: Layout, *, asked: Job, known: Earlier, retry: Retry, now: datetime) -> int | Summary:
     """Have the failed rows that are meant asked again; returns how many, or what to tell where none is. Blocking.
 
-    Call it under the folder's lock. Raises StoppedEarlyError while batches of another wording are under way,
-    StorageError, DamageError.
+    Call it under the folder's lock. Raises StoppedEarlyError while batches of another wording, or with other rows, are
+    under way; StorageError, DamageError.
     """
     variant = change.variant(asked)
     with JournalReader(layout.journal) as reader:
         batches = reader.batches()
-    if batches and known.again != variant:
+        foreign = known.again != variant or any(_holds_others(reader, record.tag) for record in batches)
+    if batches and foreign:
         raise StoppedEarlyError(
             f"{len(batches)} batches are under way; collect them first by `pipeline run JOB`, then retry"
         )
@@ -81,6 +82,12 @@ def begin_again(layout: Layout, *, asked: Job, known: Earlier, retry: Retry, now
         _say_running(layout)
         open_generation(layout, only=only, variant=variant, wording=asked.request, now=now)
     return meant
+
+
+def _holds_others(reader: JournalReader, tag: str) -> bool:
+    """Whether a batch holds rows that are not among those asked again: nobody would take up what they came to."""
+    ordinals = {ordinal for line in reader.batch_lines(tag) for ordinal in line.ordinals}
+    return bool(ordinals) and not ordinals <= set(reader.again(min(ordinals), max(ordinals)))
 
 
 def _nothing(layout: Layout, retry: Retry, kinds: Mapping[tuple[str, str], int]) -> Summary:

@@ -363,7 +363,9 @@ def _require_whole(path: Path, part: Part) -> None:
     with storage(f"reading {part.name}"):
         is_whole = path.is_file() and sha256_of(path) == part.sha256
     if not is_whole:
-        raise DamageError(f"{part.name} is not what was written; run the same command again with --repair")
+        raise DamageError(
+            f"{part.name} is not what was written; run `pipeline run JOB --repair`, then this command again"
+        )
 
 
 def _require_answered(reader: JournalReader, part: Part) -> None:

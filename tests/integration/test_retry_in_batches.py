@@ -9,6 +9,7 @@ import pytest
 from batch_scene import BatchScene, key_of
 
 from pipeline.engines.again import Retry
+from pipeline.errors import StoppedEarlyError
 from pipeline.store.verify import verify_folder
 
 BAD = (7, 63)
@@ -36,3 +37,21 @@ async def test_failed_rows_are_sent_again_in_batches_and_what_is_cut_is_collecte
     assert answered == Counter(key_of("chat", n) for n in range(100))
     place.assert_each_row_once()
     assert verify_folder(place.layout).findings == ()
+
+
+@pytest.mark.anyio
+async def test_batches_of_other_rows_are_collected_before_a_retry_goes_on(tmp_path: Path) -> None:
+    place = BatchScene(folder=tmp_path, rows=100)
+    place.simulator = {"poison": [{"contains": "Row 7 "}]}
+    with place.served():
+        assert (await place.run(limit=40)).rows.failed == 1
+    place.simulator = {"offline": {"in_progress_s": 1.0}}
+    with place.served():
+        assert (await place.run(retry=Retry(), wait=False)).exit_code == 4
+        assert (await place.run(wait=False)).exit_code == 4
+        assert place.under_way() == 2
+        with pytest.raises(StoppedEarlyError, match="collect them first"):
+            await place.run(retry=Retry())
+        assert (await place.run()).exit_code == 0
+    place.assert_each_row_once()
+    assert len(place.submitted()) == 3
