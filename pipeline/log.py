@@ -38,6 +38,7 @@ class Event(StrEnum):
     RUN_RESUMED = "run_resumed"
     RUN_ENDED = "run_ended"
     INPUT_GREW = "input_grew"
+    INPUT_COMPARED = "input_compared"
     STRAY_PART_REMOVED = "stray_part_removed"
     REPAIRED = "repaired"
     REPAIR_ENDED = "repair_ended"

@@ -254,7 +254,7 @@ class WrittenFile:
 class Outcome:
     """What one request came to: committed whole, or not at all. `files` were written before.
 
-    `batched`: it went through the Batch API, at its price.
+    `batched`: it went through the Batch API, at its price. `carried`: an earlier run paid for it.
     """
 
     rows: tuple[RowResult, ...]
@@ -262,3 +262,4 @@ class Outcome:
     attempts: tuple[Attempt, ...] = ()
     files: tuple[WrittenFile, ...] = ()
     batched: bool = False
+    carried: bool = False

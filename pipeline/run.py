@@ -5,8 +5,15 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -29,7 +36,15 @@ from pipeline.engines.stall import StallGuard
 from pipeline.engines.tally import Tally
 from pipeline.engines.training import Training
 from pipeline.engines.watchdog import limit_s
-from pipeline.errors import FolderHeldError, JobFileError, PipelineError, Problem, StoppedEarlyError, StorageError
+from pipeline.errors import (
+    FolderHeldError,
+    InputChangedError,
+    JobFileError,
+    PipelineError,
+    Problem,
+    StoppedEarlyError,
+    StorageError,
+)
 from pipeline.job import change
 from pipeline.job.batch import BATCH_FORMAT
 from pipeline.job.load import check_columns
@@ -41,12 +56,14 @@ from pipeline.lanes.spending import Spending, open_spending
 from pipeline.lanes.stop import Stop
 from pipeline.log import Event, EventLog, Level, Listener
 from pipeline.operations.base import Fetching, result_columns
+from pipeline.plan.carrier import Carrier
 from pipeline.plan.plan import Plan
 from pipeline.plan.ranges import PlanRules, carried_schema, check_input, claim_ids, columns_read, plan_rules
 from pipeline.service.fetch import Fetcher, open_fetcher
 from pipeline.service.http_log import HttpLog, HttpLogRules, open_http_log
 from pipeline.service.pool import Pool, open_pool
-from pipeline.sources import open_source
+from pipeline.sources import SourceError, open_source
+from pipeline.store.asked import AskedTable
 from pipeline.store.ballast import Ballast
 from pipeline.store.batch_lines import ERRORS, OUTPUT, write_batch_lines
 from pipeline.store.disk import file_system, free_bytes, is_network, needed_bytes
@@ -54,9 +71,11 @@ from pipeline.store.earlier import Earlier, earlier, note_run
 from pipeline.store.files import storage
 from pipeline.store.folder import Layout, columns_of_parts, hold_folder, remove_strays
 from pipeline.store.generations import finish_rewrites
+from pipeline.store.handover import TAKES_OVER, end_handover, hand_over, hold_job
 from pipeline.store.history import begin_invocation, end_invocation
-from pipeline.store.ids import IdTable, rebuilt_ids
+from pipeline.store.ids import IdTable, rebuilt_ids, remove_table
 from pipeline.store.journal import Journal, JournalReader, Span
+from pipeline.store.predecessors import Predecessors
 from pipeline.store.repair import Repaired, end_repair, refuse_damage, repair_folder
 from pipeline.store.summary import Summary, write_summary
 
@@ -115,8 +134,33 @@ async def run_job(
     _check_options(job, options)
     ensure_descriptors(job)
     clock = clock or SystemClock()
-    layout = Layout(job.output.path)
     now = datetime.fromtimestamp(clock.wall(), UTC)
+    with nullcontext() if job.input.incremental is None else hold_job(job.output.path, now=now):
+        return await _run_stages(
+            job,
+            options=options,
+            clock=clock,
+            now=now,
+            dice=dice,
+            transport=transport,
+            listener=listener,
+            watcher=watcher,
+        )
+
+
+async def _run_stages(
+    job: Job,
+    *,
+    options: RunOptions,
+    clock: Clock,
+    now: datetime,
+    dice: Callable[[], float],
+    transport: Transport | None,
+    listener: Listener | None,
+    watcher: Callable[[Summary], None] | None,
+) -> Summary:
+    """Do what `run_job` says, which holds the job where it must."""
+    layout = Layout(job.output.path)
     repaired = await _repaired(job, layout, now, options)
     # A journal that is damaged must not stand in the way of a fresh start.
     before = None if options.fresh else earlier(layout)
@@ -129,6 +173,7 @@ async def run_job(
             raise JobFileError((Problem(file=str(job.file), line=None, column=None, path="", message=said),))
     if before is not None and not fresh:
         before.check(job)
+        before = await anyio.to_thread.run_sync(_handed_over, job, layout, before, options, now)
     invocation = _Invocation(
         job=job,
         layout=layout,
@@ -153,6 +198,7 @@ async def run_job(
         rows is None
         or options.retry is not None
         or job.operation == TRAINING
+        or (known is not None and known.carries)
         or (not fresh and is_begun(layout, rows=rows))
     ):
         return await invocation.go(known, fresh=fresh, again=options.retry is not None)
@@ -339,8 +385,16 @@ class _Run:
             self._open_fetcher() as fetcher,
         ):
             await self._begin(journal, known, variants)
-            completed, to_seal = anyio.create_memory_object_stream[Span](math.inf)
-            with IdTable(layout.ids) if job.input.id else nullcontext() as ids:
+            if known is None or not known.begun:
+                # A run that was killed before it had noted a range may have claimed ids of another state of the input.
+                with storage("beginning the tables of ids"):
+                    remove_table(layout.ids)
+                    remove_table(layout.asked)
+            with (
+                IdTable(layout.ids) if job.input.id else nullcontext() as ids,
+                self._open_carrier(known) as carrier,
+            ):
+                completed, to_seal = anyio.create_memory_object_stream[Span](math.inf)
                 plan = Plan(
                     source=self.source,
                     operation=self.operation,
@@ -348,6 +402,7 @@ class _Run:
                     layout=layout,
                     ids=ids,
                     rules=self.rules,
+                    carrier=carrier,
                     completed=completed,
                 )
                 spending = await open_spending(job, operation=self.operation, journal=journal, stop=self.stop)
@@ -452,10 +507,51 @@ class _Run:
                     watching.cancel_scope.cancel()
                 await self._finish(sealing, spending)
                 summary = tally.ending(self.stop.cause)
+                if summary.state == "complete" and known is not None and known.carries and carrier is not None:
+                    await self._end_handover(known, journal, carrier)
+                    summary = tally.ending(self.stop.cause)
                 if summary.state == "complete" and job.output.format == BATCH_FORMAT:
                     await self._write_batch_lines(journal)
                     summary = tally.ending(self.stop.cause)
         return self._tell(summary)
+
+    @contextmanager
+    def _open_carrier(self, known: Earlier | None) -> Iterator[Carrier | None]:
+        """Open what keeps what rows are asked, and the results that are taken over; None where that is not wanted.
+
+        Rows that are asked again are asked whatever an earlier run has, in a wording that may not be the job's.
+        """
+        inputs = self.job.input
+        if inputs.incremental is None or self.rules.only_again:
+            yield None
+            return
+        carries = () if known is None else known.carries
+        with ExitStack() as opened:
+            yield Carrier(
+                operation=self.operation,
+                id_column=inputs.id if inputs.incremental == "id" else None,
+                table=opened.enter_context(AskedTable(self.layout.asked)),
+                earlier=opened.enter_context(Predecessors([self.layout.root.with_name(name) for name in carries]))
+                if carries
+                else None,
+            )
+
+    async def _end_handover(self, known: Earlier, journal: Journal, carrier: Carrier) -> None:
+        """Say what became of the earlier results, of which none is needed any more."""
+        layout = self.layout
+        last = Layout(layout.root.with_name(known.carries[-1]))
+        try:
+            deleted = await anyio.to_thread.run_sync(carrier.table.gone_since, last.asked)
+            await journal.keep_deleted(deleted, ended=TAKES_OVER)
+            await anyio.to_thread.run_sync(end_handover, layout)
+            self.log.emit(
+                Event.INPUT_COMPARED,
+                carried=journal.totals.carried,
+                sent=journal.totals.ok + journal.totals.failed - journal.totals.carried,
+                deleted=deleted,
+            )
+        except PipelineError as error:
+            self.stop.request(error)
 
     def _open_pool(self, lane: str, transport: Transport | None) -> AbstractAsyncContextManager[Pool]:
         return open_pool(
@@ -648,6 +744,41 @@ async def _repaired(job: Job, layout: Layout, now: datetime, options: RunOptions
         refuse_damage(layout, has_ids=job.input.id is not None)
         return None
     return await anyio.to_thread.run_sync(lambda: repair_folder(layout, job=change.semantic(job), now=now))
+
+
+def _handed_over(job: Job, layout: Layout, known: Earlier, options: RunOptions, now: datetime) -> Earlier:
+    """Put a new folder in the place of an incremental job's, where its input has changed otherwise than at its end.
+
+    A retry wants the rows as they were.
+    """
+    if job.input.incremental is None or options.retry is not None:
+        return known
+    if not known.begun or not _is_changed(job, layout, known):
+        return known
+    hand_over(layout.root, now=now)
+    return earlier(layout) or known
+
+
+def _is_changed(job: Job, layout: Layout, known: Earlier) -> bool:
+    """Whether the input lacks rows that were read of it, or has others in their place. Raises SourceError."""
+    try:
+        source = _open_source(job, known)
+        files = [[str(file.path), file.size, file.mtime_ns, file.inode] for file in source.files]
+        if files == known.files:
+            return False
+        if [path for path, *_ in known.files] != [path for path, *_ in files[: len(known.files)]]:
+            return True
+        operation = operations.get(job.operation).factory(job)
+        rules = plan_rules(job, source, limit=None)
+        with JournalReader(layout.journal) as reader:
+            check_input(source, reader, values=columns_read(operation, rules), carried=rules.carried)
+    except InputChangedError:
+        return True
+    except SourceError:
+        # The columns or the positions of the earlier run are not this input's; one that nobody can read is told here.
+        _open_source(job, None)
+        return True
+    return False
 
 
 def _open_source(job: Job, known: Earlier | None) -> Source:

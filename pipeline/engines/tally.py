@@ -79,6 +79,8 @@ class Tally:
             throttled=totals.throttled,
             calls_on_refusals=totals.calls_on_refusals,
             unwritten=self._lane.unwritten,
+            carried=totals.carried,
+            deleted=totals.deleted,
             tokens=TokenCounts(
                 input=totals.input_tokens,
                 output=totals.output_tokens,

@@ -18,11 +18,13 @@ def semantic(job: Job) -> dict[str, Any]:
     """Give the semantic keys of a job, as JSON: two jobs with the same ones may write into the same folder.
 
     Paths of the input are as written, so that a folder may move with its job. Deployments count by the set of their
-    models. `on_too_long: fail`, which is the default, is left out.
+    models. `on_too_long: fail`, which is the default, is left out, as is `input.incremental` where there is none.
     """
     keys = _semantic(job, (), job.origin.written)
     if keys["request"].get("on_too_long") == "fail":
         keys["request"] = {name: value for name, value in keys["request"].items() if name != "on_too_long"}
+    if keys["input"].get("incremental") is None:
+        keys["input"] = {name: value for name, value in keys["input"].items() if name != "incremental"}
     return keys
 
 

@@ -64,6 +64,7 @@ _SECRET = re.compile(r"((?:Bearer|Basic) )?\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _STREAMED = frozenset({"chat", "completions", "responses"})
 _CUT = frozenset({"transcription", "translation"})
+_CARRIED = ("chat", "completions", "embeddings", "responses")
 _OF_MEDIA = frozenset({"transcription", "translation", "speech", "image"})
 _KEY_VARIABLES = {"azure": "AZURE_OPENAI_API_KEY", "azure-v1": "AZURE_OPENAI_API_KEY", "openai": "OPENAI_API_KEY"}
 _TOKEN_VARIABLE = "AZURE_OPENAI_AD_TOKEN"  # noqa: S105 - a variable's name
@@ -314,6 +315,7 @@ class _Reader:
         inputs = self._input(data.get("input"), written)
         lines = inputs is not None and inputs.format == BATCH_FORMAT
         operation = self._operation(data.get("operation"), inputs)
+        self._incremental(inputs, operation)
         request = self._lines_request(data.get("request")) if lines else self._request(data.get("request"), operation)
         templates = () if request is None else _templates(request, report)
         deployments = self._deployments(data.get("deployments"), operation, request or {})
@@ -423,6 +425,20 @@ class _Reader:
             self.report.add(("input", "format"), f"must be one of {', '.join(known)}{_suggest(spec.format, known)}")
             return None
         return spec
+
+    def _incremental(self, inputs: InputSpec | None, operation: str | None) -> None:
+        """Results are carried over where they are all in the parts, and where the request says all that is asked."""
+        if inputs is None or inputs.incremental is None:
+            return
+        message = None
+        if operation is not None and operation not in _CARRIED:
+            message = f"is for {_those(_CARRIED)}"
+        elif inputs.media_root is not None:
+            message = "is not for rows that name files: leave input.media_root out"
+        elif inputs.incremental == "id" and inputs.id is None:
+            message = "is id, which needs input.id: name the column, or say content"
+        if message is not None:
+            self.report.add(("input", "incremental"), message)
 
     def _pattern(self, text: str) -> str:
         return _resolve(text, self.file, self.variables.variables, pattern=True)

@@ -37,7 +37,7 @@ DEFAULT_TIMEOUT_S = 300.0
 MEDIA_TIMEOUT_S = 600.0  # sound and pictures take longer to make, and to carry
 
 # Keys of later work: known, so that they are refused with a better word than "unknown".
-LATER_KEYS = frozenset({"dedupe", "incremental", "processes"})
+LATER_KEYS = frozenset({"dedupe", "processes"})
 
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
 _DURATION_PIECE = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
@@ -310,6 +310,14 @@ class InputSpec(Section):
         doc="JSONL only: types that the first rows would not give. Types: "
         + ", ".join(f"`{name}`" for name in _TYPES)
         + ", `decimal(10,2)`, and lists such as `list<string>`.",
+    )
+    incremental: Literal["id", "content"] | None = declare(
+        None,
+        kind="semantic",
+        type_text="`id` or `content`",
+        doc="For an input that changes between runs: only new and changed rows are sent, and the results of the others "
+        "are carried over. `id`: a row is the one with the same `input.id`, and unchanged when it is asked the same. "
+        "`content`: rows that are asked the same are the same. For chat, completions, embeddings and responses.",
     )
     media_root: Path | None = declare(
         None,

@@ -269,8 +269,8 @@ class BatchLane:
                     self._end_if_parked()
                     await self._until_more(self._following)
                     continue
-                case Settled(rows=rows):
-                    await self._commits.rows(Outcome(rows=rows, request=RequestInfo(variant=self._rules.variant)))
+                case Settled():
+                    await self._commits.rows(work.outcome(self._rules.variant))
                     self._plan.finished(work)
                 case Task(items=items):
                     self._rows_taken += len(items)

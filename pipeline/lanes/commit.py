@@ -61,7 +61,8 @@ class Commits:
             except PipelineError:
                 self.unwritten += sum(row.ok for row in outcome.rows)
                 raise
-            self._committed(rows)
+            if not outcome.carried:
+                self._committed(rows)
         self._pulse.beat()
         for row in rows:
             if row.error is not None:

@@ -240,8 +240,8 @@ class OnlineLane:
             case None:
                 await self._help()
                 return bool(self._released)
-            case Settled(rows=rows):
-                await self._commits.rows(Outcome(rows=rows, request=RequestInfo(variant=self._rules.variant)))
+            case Settled():
+                await self._commits.rows(work.outcome(self._rules.variant))
                 self._plan.finished(work)
             case Task(items=items):
                 if self._cutting is not None and await self._ask_in_pieces(self._cutting, items[0]):

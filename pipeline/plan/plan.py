@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from anyio.streams.memory import MemoryObjectSendStream
 
     from pipeline.operations.base import Operation
+    from pipeline.plan.carrier import Carrier
     from pipeline.sources.base import Source
     from pipeline.store.folder import Layout
     from pipeline.store.ids import IdTable
@@ -48,6 +49,7 @@ class Plan:
         layout: Layout,
         ids: IdTable | None,
         rules: PlanRules,
+        carrier: Carrier | None = None,
         completed: MemoryObjectSendStream[Span],
     ) -> None:
         """Wire the plan up; `completed`, which holds any number, is sent each range whose rows are all committed."""
@@ -66,7 +68,15 @@ class Plan:
         self._changed = anyio.Event()
         self._ended = False
         self._reads_on = False
-        self._reader = Reader(source=source, operation=operation, journal=journal, layout=layout, ids=ids, rules=rules)
+        self._reader = Reader(
+            source=source,
+            operation=operation,
+            journal=journal,
+            layout=layout,
+            ids=ids,
+            rules=rules,
+            carrier=carrier,
+        )
 
     def next_ready(self) -> Work | None:
         """The next work where some is ready, else None: then `next` waits for more. Saves a lock and a turn."""

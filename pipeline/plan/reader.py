@@ -23,10 +23,12 @@ from pipeline.plan.work import Packer, Settled, Task, Work
 from pipeline.sources.digest import RangeDigest
 from pipeline.store.files import storage
 from pipeline.store.journal import Again, Span
+from pipeline.store.salvage import outcomes
 from pipeline.store.spool import SpoolWriter, spool_path
 
 if TYPE_CHECKING:
     from pipeline.operations.base import Operation
+    from pipeline.plan.carrier import Carrier
     from pipeline.sources.base import Batch, Cursor, Source
     from pipeline.store.folder import Layout
     from pipeline.store.ids import IdTable
@@ -62,7 +64,9 @@ class Reader:
         layout: Layout,
         ids: IdTable | None,
         rules: PlanRules,
+        carrier: Carrier | None = None,
     ) -> None:
+        self._carrier = carrier
         self._source = source
         self._operation = operation
         self._journal = journal
@@ -251,7 +255,11 @@ class Reader:
         bad = {row.ordinal: row.error for row in rows if isinstance(row, BadRow)}
         bad |= self._id_problems(row for row in rows if isinstance(row, Row))
         good = [row for row in todo if isinstance(row, Row) and row.ordinal not in bad]
-        prepared = iter(self._operation.prepare(good))
+        ready = self._operation.prepare(good)
+        carried = {} if self._carrier is None else self._carrier.take(good, ready)
+        for outcome in outcomes(iter(carried.values())):
+            yield Settled(span=first, rows=outcome.rows, request=outcome.request)
+        prepared = iter(ready)
         failed: list[RowResult] = []
         tokens = 0
         for row in todo:
@@ -260,6 +268,8 @@ class Reader:
                 item = next(prepared)
                 if isinstance(item, Item):
                     self._reply_bytes += item.reply_bytes
+                    if row.ordinal in carried:
+                        continue
                     tokens += item.tokens
                     pack = self._packer.add(item)
                     if pack:

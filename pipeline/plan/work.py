@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pipeline.model import Item, RowResult
+from pipeline.model import Item, Outcome, RequestInfo, RowResult
 
 if TYPE_CHECKING:
     from pipeline.operations.base import PackLimits
@@ -26,15 +26,22 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settled:
-    """Rows whose end is known without asking anybody."""
+    """Rows whose end is known without asking anybody; `request` is the earlier run's that answered them."""
 
     span: int
     rows: tuple[RowResult, ...]
+    request: RequestInfo | None = None
 
     @property
     def size(self) -> int:
         """How many rows."""
         return len(self.rows)
+
+    def outcome(self, variant: str) -> Outcome:
+        """What is committed. `variant` is the wording that rows failed in that nobody was asked for."""
+        if self.request is None:
+            return Outcome(rows=self.rows, request=RequestInfo(variant=variant))
+        return Outcome(rows=self.rows, request=self.request, carried=True)
 
 
 Work = Task | Settled

@@ -11,6 +11,7 @@ from pipeline.job import change
 from pipeline.store.files import refuse_link
 from pipeline.store.folder import Layout
 from pipeline.store.generations import generations
+from pipeline.store.handover import read_carries
 from pipeline.store.journal import Journal, JournalReader
 from pipeline.store.training import TrainingRecord, noted_training
 
@@ -26,7 +27,7 @@ class Earlier:
 
     `files` is the input's identity, `schema` its types, `facts` what replies fixed, `models` who answered, `begun`
     whether rows were read. `training` is how far a model is that is made of them. `again` names the wording in which
-    rows are asked again, None where none are.
+    rows are asked again, None where none are. `carries` are the folders beside it whose results it takes over.
     """
 
     semantic: dict[str, Any]
@@ -39,11 +40,12 @@ class Earlier:
     begun: bool
     training: TrainingRecord | None = None
     again: str | None = None
+    carries: tuple[str, ...] = ()
 
     @property
     def holds_results(self) -> bool:
         """Whether something was paid for, so that another job may not take its place."""
-        return self.ok > 0 or (self.training is not None and self.training.counts)
+        return self.ok > 0 or bool(self.carries) or (self.training is not None and self.training.counts)
 
     def is_another_job(self, job: Job) -> bool:
         """Whether what is asked of the rows changed."""
@@ -79,6 +81,7 @@ def earlier(layout: Layout) -> Earlier | None:
                 begun=bool(reader.parts() or reader.spans()),
                 training=noted_training(reader),
                 again=generations(reader)[-1].variant if reader.asks_again else None,
+                carries=read_carries(layout),
             )
     except FileNotFoundError:
         return None

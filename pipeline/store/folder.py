@@ -58,6 +58,16 @@ class Layout:
         return self.private / "journal" / "ids.sqlite"
 
     @property
+    def asked(self) -> Path:
+        """Which row was asked what, where the job is incremental."""
+        return self.private / "journal" / "asked.sqlite"
+
+    @property
+    def carries(self) -> Path:
+        """The names of the folders whose results this one takes over, while it does."""
+        return self.private / "carries.json"
+
+    @property
     def spool(self) -> Path:
         """Carried columns of open ranges."""
         return self.private / "spool"

@@ -28,7 +28,7 @@ class IdTable:
 
     def claim(self, ids: Sequence[tuple[Any, int]]) -> dict[int, int]:
         """Claim (id, ordinal) pairs, in order. Returns the ordinals that came too late, with the first holder's."""
-        hashed = [(_hash(value), ordinal) for value, ordinal in ids]
+        hashed = [(hash_of(value), ordinal) for value, ordinal in ids]
         late: dict[int, int] = {}
         with database_errors("ids.sqlite"), transaction(self._connection):
             execute = self._connection.execute
@@ -43,7 +43,7 @@ class IdTable:
     def find(self, value: object) -> int | None:
         """The ordinal that holds an id, None when nobody does."""
         with database_errors("ids.sqlite"):
-            row = self._connection.execute("SELECT ordinal FROM id WHERE hash = ?", (_hash(value),)).fetchone()
+            row = self._connection.execute("SELECT ordinal FROM id WHERE hash = ?", (hash_of(value),)).fetchone()
         return None if row is None else int(row[0])
 
     def sync(self) -> None:
@@ -69,14 +69,19 @@ def rebuilt_ids(path: Path) -> Iterator[IdTable]:
     """A new table that takes its place when the block ends without an error, durably; one in its place is replaced."""
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     with storage(f"writing {path.name}"):
-        for suffix in ("", "-wal", "-shm"):
-            temporary.with_name(temporary.name + suffix).unlink(missing_ok=True)
+        remove_table(temporary)
         with IdTable(temporary) as ids:
             yield ids
         publish(temporary, path)
 
 
-def _hash(value: object) -> bytes:
+def remove_table(path: Path) -> None:
+    """Remove a table with its log, where there is one. Raises OSError."""
+    for suffix in ("-wal", "-shm", ""):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def hash_of(value: object) -> bytes:
     """128 bits of an id; 1 and "1" are different ids."""
     text = f"{type(value).__name__}:{value}"
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=_HASH_BYTES).digest()

@@ -119,7 +119,8 @@ class Part:
 class Totals:
     """What the folder's life has come to, over all invocations.
 
-    `sealed_*` are rows in parts, `batched_*` those of the tokens that went through the Batch API.
+    `sealed_*` are rows in parts, `batched_*` those of the tokens that went through the Batch API. `carried` rows have
+    an earlier run's results, `deleted` ones are there and not in the input any more.
     """
 
     ok: int = 0
@@ -136,6 +137,8 @@ class Totals:
     calls_on_refusals: int = 0
     batched_input_tokens: int = 0
     batched_output_tokens: int = 0
+    carried: int = 0
+    deleted: int = 0
 
 
 class BatchStep(StrEnum):
@@ -328,6 +331,15 @@ class Journal:
 
         await self._submit(apply)
 
+    async def keep_deleted(self, rows: int, *, ended: str) -> None:
+        """Keep how many rows of the earlier results are not in the input any more, and forget the fact `ended`."""
+
+        def apply(connection: Connection) -> None:
+            self.totals.deleted = rows
+            _execute(connection, "DELETE FROM meta WHERE key = ?", (ended,))
+
+        await self._submit(apply)
+
     async def close(self) -> None:
         """Write what is queued and give the file back."""
         self._queue.put(None)
@@ -419,8 +431,9 @@ class Journal:
         ok = sum(row.ok for row in outcome.rows)
         totals.ok += ok
         totals.failed += len(outcome.rows) - ok
+        totals.carried += len(outcome.rows) if outcome.carried else 0
         for row in outcome.rows:
-            if row.usage is not None:
+            if row.usage is not None and not outcome.carried:
                 totals.input_tokens += row.usage.input_tokens or 0
                 totals.output_tokens += row.usage.output_tokens or 0
                 totals.total_tokens += row.usage.total_tokens or 0

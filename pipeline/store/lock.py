@@ -19,14 +19,15 @@ BETWEEN_TRIES_S = 0.02
 
 
 @contextmanager
-def hold(path: Path, *, started: str) -> Iterator[None]:
-    """Hold the lock file until the block ends.
+def hold(path: Path, *, started: str, folder: Path | None = None) -> Iterator[None]:
+    """Hold the lock file until the block ends. `folder` is what it stands for: by default, that of the run it lies in.
 
     Raises FolderHeldError, naming the holder, when another run has it, StorageError when it cannot be locked.
     """
-    handle = _locked(path)
+    folder = path.parent.parent if folder is None else folder
+    handle = _locked(path, folder)
     try:
-        with storage(f"locking {path.parent.parent}"):
+        with storage(f"locking {folder}"):
             os.ftruncate(handle, 0)
             holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
             os.pwrite(handle, json.dumps(holder).encode(), 0)
@@ -35,14 +36,14 @@ def hold(path: Path, *, started: str) -> Iterator[None]:
         os.close(handle)
 
 
-def _locked(path: Path) -> int:
+def _locked(path: Path, folder: Path) -> int:
     """An open file that is locked, and still the one that the path names.
 
     Readers look at the lock for an instant, so it is tried for a while. A folder that was moved aside meanwhile takes
     its lock file with it: what was locked would be the old one's.
     """
     for tried in range(TRIES):
-        with storage(f"locking {path.parent.parent}"):
+        with storage(f"locking {folder}"):
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -54,14 +55,14 @@ def _locked(path: Path) -> int:
                     holder = _holder(handle)
                     os.close(handle)
                     raise FolderHeldError(
-                        f"another run holds {path.parent.parent}: {holder}; wait for it to end, or stop it"
+                        f"another run holds {folder}: {holder}; wait for it to end, or stop it"
                     ) from None
             except BaseException:
                 os.close(handle)
                 raise
             os.close(handle)
         time.sleep(BETWEEN_TRIES_S)
-    raise FolderHeldError(f"{path.parent.parent} is being moved; run the same command again")
+    raise FolderHeldError(f"{folder} is being moved; run the same command again")
 
 
 def is_held(path: Path) -> bool:

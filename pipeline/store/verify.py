@@ -31,6 +31,7 @@ _BATCH_ROWS = 16_384
 _REPAIR = "`pipeline run JOB --repair` rebuilds it from what is whole"
 _ASK_AGAIN = "`pipeline run JOB --repair` asks again what it held and nothing else holds"
 _REWRITE = "run the job again: it is written anew"
+_NOT_ANEW = "put it back from a copy: nothing else says which results may be carried over"
 _ATTEMPTS = "no row is touched by it: `pipeline run JOB --repair` moves it aside"
 _LEFT_OVER = "run the job again to have a left-over removed; move a file of your own elsewhere"
 _REPORT = "please report this, with _pipeline/log.jsonl; `pipeline run JOB --repair` asks its rows again"
@@ -372,6 +373,8 @@ def _kind_of(name: str, how: str) -> tuple[Kind, str]:
             return Kind.JOURNAL, _REPAIR
         case ["journal", "ids.sqlite"]:
             return Kind.IDS, _REPAIR
+        case ["journal", "asked.sqlite"] | ["carries.json"]:
+            return Kind.WRITTEN_ANEW, _NOT_ANEW
         case ["attempts", *_]:
             return Kind.ATTEMPTS, _ATTEMPTS
     return Kind.WRITTEN_ANEW, _REWRITE

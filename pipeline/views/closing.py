@@ -74,7 +74,15 @@ def spent(summary: Summary) -> list[tuple[str, str]]:
         ("tokens", f"{tokens.input:,} in, {tokens.output:,} out"),
         ("cost", cost),
         *[("budget", line) for line in _budget(summary.budget)],
+        *_carried(summary),
     ]
+
+
+def _carried(summary: Summary) -> Iterator[tuple[str, str]]:
+    """Say what became of the results of an earlier run over another state of the input."""
+    if summary.carried or summary.deleted:
+        rows = count(summary.carried, "row")
+        yield "carried", f"{rows} from the earlier results; {summary.deleted:,} of theirs not in the input any more"
 
 
 def _budget(state: BudgetState | None) -> Iterator[str]:

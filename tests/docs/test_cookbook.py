@@ -41,7 +41,7 @@ async def test_every_job_of_the_cookbook_runs_as_it_stands(tmp_path: Path, monke
         assert (summary.exit_code, summary.rows.failed) == (0, 0), (page, summary.reason)
         assert summary.rows.ok >= 2
         (tmp_path / "out" / f"{names[-1]}.simulated").rename(tmp_path / "out" / names[-1])
-    assert names == ["corpus", "wording-a", "from-a-batch", "calls"]
+    assert names == ["corpus", "wording-a", "from-a-batch", "nightly", "calls"]
     assert (tmp_path / "out" / "from-a-batch" / "output.jsonl").read_text().count("\n") == 2
     shutil.copytree(tmp_path / "out" / "wording-a", tmp_path / "out" / "wording-b")
     with duckdb.connect() as reader:

@@ -25,6 +25,7 @@ OTHER: dict[str, str] = {
     "input.path": "[a.jsonl, b.jsonl]",
     "input.format": "jsonl",
     "input.id": "number",
+    "input.incremental": "content",
     "input.columns": "{price: 'decimal(10,2)'}",
     "input.media_root": "media",
     "deployments.0.name": "other",
