@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline import operations
@@ -21,6 +21,7 @@ from pipeline.store.journal import JournalReader
 
 if TYPE_CHECKING:
     from pipeline.job.spec import Job
+    from pipeline.model import RowResult
     from pipeline.sources.base import Source
     from pipeline.store.folder import Layout
 
@@ -68,7 +69,7 @@ def planned_usd(job: Job, source: Source, *, rows: int, simulated: bool) -> floa
 
 
 def judge(job: Job, layout: Layout, *, rows: int, planned: float | None) -> PipelineError | None:
-    """Say why the rest is not sent, None where nothing speaks against it. Reads the parts of the first rows.
+    """Say why the rest is not sent, None where nothing speaks against it. Reads the first rows, in parts or not.
 
     `planned` is what a row was to cost. Raises StorageError.
     """
@@ -142,14 +143,27 @@ def _schema(job: Job) -> Any:
     return held.get("schema") if isinstance(held, Mapping) else None
 
 
-def _results(layout: Layout, rows: int) -> Iterator[dict[str, Any]]:
+def _results(layout: Layout, rows: int) -> Iterator[Mapping[str, Any]]:
     import pyarrow.parquet as pq  # noqa: PLC0415 - loaded when a run needs it
 
-    with JournalReader(layout.journal) as reader:
+    with JournalReader(layout.journal) as reader, reader.snapshot():
         parts = [part for part in reader.parts() if part.first < rows]
+        # What no part can hold yet: the columns may not be known until a row is ok.
+        loose = {row.ordinal: _as_in_a_part(row) for row, _ in reader.results(0, rows - 1)}
+    yield from loose.values()
     for part in parts:
         with storage(f"reading {part.name}"):
             path = layout.part(part.name)
             names = [name for name in _READ if name in pq.read_schema(path).names]
             table = pq.read_table(path, columns=names)
-        yield from (row for row in table.to_pylist() if row["ordinal"] < rows)
+        yield from (row for row in table.to_pylist() if row["ordinal"] < rows and row["ordinal"] not in loose)
+
+
+def _as_in_a_part(row: RowResult) -> Mapping[str, Any]:
+    return {
+        **(row.values or {}),
+        "ordinal": row.ordinal,
+        "status": "ok" if row.ok else "failed",
+        "error": None if row.error is None else asdict(row.error),
+        "usage": None if row.usage is None else asdict(row.usage),
+    }

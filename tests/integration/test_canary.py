@@ -101,6 +101,26 @@ async def test_rows_that_are_all_refused_alike_end_the_run_with_3(tmp_path: Path
     assert (await bench.run(Service())).exit_code == 0
 
 
+@pytest.mark.parametrize("request_", [{"input": "{{ text }}"}, {"input": "{{ text }}", "dimensions": 4}])
+async def test_failed_rows_that_no_part_can_hold_yet_count(tmp_path: Path, request_: dict[str, Any]) -> None:
+    changes = {"run": {"workers": 4, "canary": CANARY}, "request": request_}
+    bench = Bench(folder=tmp_path, changes=changes).texts(*[""] * CANARY, *(f"text {n}" for n in range(20)))
+    service = Service()
+    for _ in range(2):  # and it is judged alike again
+        summary = await bench.run(service)
+        assert (summary.state, summary.exit_code, summary.rows.failed) == ("refused", 3, CANARY)
+        assert summary.reason is not None
+        assert f"failed rows: {CANARY} of {CANARY}" in summary.reason
+    assert service.calls == []
+
+
+async def test_vectors_of_a_size_that_the_first_answer_tells_pass_the_canary(tmp_path: Path) -> None:
+    changes = {"run": {"workers": 4, "canary": CANARY, "fail_on": "60%"}, "request": {"input": "{{ text }}"}}
+    bench = Bench(folder=tmp_path, changes=changes).texts(*[""] * 5, *(f"text {n}" for n in range(25)))
+    summary = await bench.run(Service())
+    assert (summary.state, summary.exit_code, summary.rows.ok, summary.rows.failed) == ("complete", 0, 25, 5)
+
+
 @pytest.mark.parametrize(("fail_on", "code"), [("never", 0), ("30%", 0), ("15%", 4)])
 async def test_the_jobs_own_share_of_failed_rows_counts(tmp_path: Path, fail_on: str, code: int) -> None:
     summary = await bench_of(tmp_path, fail_on=fail_on).run(Service(some(2, refusal(400))))
