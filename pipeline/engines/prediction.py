@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio import to_thread
 
-from pipeline.errors import PipelineError
 from pipeline.job.budget import ANSWER_BOUNDS
 from pipeline.job.prices import cost_of, rates
 from pipeline.operations.base import Priced
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
 
 SAMPLED_ROWS = 500
 """Rows at the beginning of the input that are looked at: all that takes no time."""
+LONGEST_TEXT = 20_000
+"""Characters of a text beyond which its tokens are estimated: the tokenizer holds the interpreter while it counts."""
 LONGEST_S = 0.5
 """Seconds after which no further rows are looked at, and for which a run that has ended waits for those."""
 
@@ -58,10 +59,10 @@ class Prediction:
     _looked: anyio.Event = field(default_factory=anyio.Event)
 
     async def make(self) -> None:
-        """Look at them; a run goes on without where they cannot be read."""
+        """Look at them. A run goes on without, whatever that raises: what is wrong with its rows it finds itself."""
         began = self.clock.now()
-        counter = as_simulated if self.simulated else tokenized(self.job.deployments[0].model)
-        with suppress(PipelineError):
+        counter = as_simulated if self.simulated else tokenized(self.job.deployments[0].model, longest=LONGEST_TEXT)
+        with suppress(Exception):
             self._found = await to_thread.run_sync(
                 lambda: sample(
                     self.source,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -57,14 +58,19 @@ class Survey:
     ids_checked: bool = True
 
 
-def tokenized(model: str) -> Counter:
-    """Count with the model's tokenizer."""
+def tokenized(model: str, *, longest: float = math.inf) -> Counter:
+    """Count with the model's tokenizer; a text of more than `longest` characters is estimated."""
 
     def counter(operation: Operation, packs: Sequence[Pack]) -> list[int]:
         assert isinstance(operation, Priced)  # noqa: S101 - nobody else is counted
         prompts = [operation.prompt(pack) for pack in packs]
-        counts = iter(count([text for prompt in prompts for text in prompt.texts], model))
-        return [prompt.tokens + prompt.roles + sum(next(counts) for _ in prompt.texts) for prompt in prompts]
+        texts = (text for prompt in prompts for text in prompt.texts)
+        counts = iter(count([text for text in texts if len(text) <= longest], model))
+
+        def tokens(text: str) -> int:
+            return next(counts) if len(text) <= longest else estimate(len(text))
+
+        return [prompt.tokens + prompt.roles + sum(map(tokens, prompt.texts)) for prompt in prompts]
 
     return counter
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from in_memory import Bench, Service
 
-from pipeline.engines.prediction import SAMPLED_ROWS
-from pipeline.job.tokens import count
+from pipeline import operations
+from pipeline.clock import SystemClock
+from pipeline.engines.prediction import LONGEST_TEXT, SAMPLED_ROWS, Prediction
+from pipeline.errors import StorageError
+from pipeline.job.tokens import count, estimate
+from pipeline.plan.ranges import plan_rules
+from pipeline.sources import open_source
 from pipeline.store.summary import read_summary
 
 pytestmark = pytest.mark.anyio
@@ -70,3 +76,35 @@ async def test_what_is_not_known_beforehand_is_null(tmp_path: Path) -> None:
     assert predicted.requests == 2
     assert predicted.tokens.input is not None
     assert (predicted.tokens.output, predicted.cost_usd, predicted.seconds) == (None, None, None)
+
+
+async def test_a_long_text_is_estimated_and_those_beside_it_are_counted(tmp_path: Path) -> None:
+    texts = ["quay " * 20, "quay " * (LONGEST_TEXT // 5), "quay " * (LONGEST_TEXT // 5) + "!", "a quay"]
+    bench = Bench(folder=tmp_path, changes={"deployments": [PRICED]}).texts(*texts)
+    predicted = (await bench.run(Service())).predicted
+    assert predicted is not None
+    counted = sum(count([text for text in texts if len(text) <= LONGEST_TEXT], PRICED["model"]))
+    assert predicted.tokens.input == counted + estimate(LONGEST_TEXT + 1)
+
+
+@pytest.mark.parametrize("error", [StorageError("gone"), ValueError("odd"), RecursionError(), MemoryError()])
+async def test_whatever_looking_at_rows_raises_leaves_a_run_without_a_prediction(
+    tmp_path: Path, error: Exception
+) -> None:
+    class Broken:
+        def open(self, *_: object, **__: object) -> object:
+            raise error
+
+    job = bench_of(tmp_path, rows=3).job()
+    source = open_source(job.input.path, format=job.input.format, columns=job.input.columns, kept_schema=None)
+    prediction = Prediction(
+        job=job,
+        source=cast("Any", Broken()),
+        operation=operations.get(job.operation).factory(job),
+        rules=plan_rules(job, source, limit=None),
+        simulated=False,
+        clock=SystemClock(),
+    )
+    await prediction.make()
+    await prediction.made()
+    assert prediction.of(3) is None
