@@ -187,12 +187,14 @@ async def _run_stages(
         now=now,
     )
     known = None if fresh else before
+    began = clock.now()
     if options.retry is None and known is not None and known.again not in {None, change.variant(job)}:
         # A retry with a wording of its own was cut: it is ended first, as it was begun.
-        summary = await invocation.go(known, again=True)
+        summary = await invocation.go(known, again=True, last=False)
         if summary.exit_code not in {0, 1}:
             return summary
-        known = earlier(layout)
+        known, invocation = earlier(layout), invocation.after(clock.now() - began)
+        began = clock.now()
     rows = job.run.canary
     if (
         rows is None
@@ -202,19 +204,22 @@ async def _run_stages(
         or (not fresh and is_begun(layout, rows=rows))
     ):
         return await invocation.go(known, fresh=fresh, again=options.retry is not None)
-    began = clock.now()
-    summary = await invocation.first(rows).go(known, fresh=fresh)
+    no_more = options.limit is not None and options.limit <= rows
+    summary = await invocation.first(rows).go(known, fresh=fresh, last=no_more)
     if summary.exit_code not in {0, 1} or summary.state == "complete":
         return summary
     stopped = await invocation.judged(summary, rows)
-    if stopped is not None or (options.limit is not None and options.limit <= rows):
+    if stopped is not None or no_more:
         return stopped or summary
     return await invocation.after(clock.now() - began).go(earlier(layout))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Invocation:
-    """What the stages of an invocation share: a retry that was cut is ended before the run goes on."""
+    """What the stages of an invocation share: a retry that was cut is ended before the run goes on.
+
+    `before_s`: the seconds that the stages before took; None in the first, which notes that the invocation began.
+    """
 
     job: Job
     layout: Layout
@@ -226,6 +231,7 @@ class _Invocation:
     watcher: Callable[[Summary], None] | None
     repaired: Repaired | None
     now: datetime
+    before_s: float | None = None
 
     def first(self, rows: int) -> _Invocation:
         """The stage of the canary: no rows but so many first ones."""
@@ -237,7 +243,13 @@ class _Invocation:
         deadline_s = self.job.run.deadline_s
         left = None if deadline_s is None else max(deadline_s - seconds, _LEAST_S)
         run = self.job.run.model_copy(update={"deadline_s": left})
-        return replace(self, job=self.job.model_copy(update={"run": run}), repaired=None)
+        job = self.job.model_copy(update={"run": run})
+        return replace(self, job=job, repaired=None, before_s=(self.before_s or 0.0) + seconds)
+
+    def _note_end(self, summary: Summary) -> None:
+        """Have the history tell how the invocation ended, and how long all of its stages took."""
+        seconds = round(summary.seconds + (self.before_s or 0.0), 3)
+        end_invocation(self.layout, replace(summary, seconds=seconds))
 
     async def judged(self, summary: Summary, rows: int) -> Summary | None:
         """Judge the canary: what the run ends with, None where it goes on."""
@@ -255,12 +267,15 @@ class _Invocation:
         ended = replace(summary, state=ending.state, reason=ending.reason, exit_code=ending.exit_code)
         with hold_folder(layout.root, fresh=False, now=self.now):
             write_summary(layout.summary, ended)
+            self._note_end(ended)
         if self.watcher is not None:
             self.watcher(ended)
         return ended
 
-    async def go(self, known: Earlier | None, *, fresh: bool = False, again: bool = False) -> Summary:
-        """Do one stage. `again`: send only rows that are asked again."""
+    async def go(
+        self, known: Earlier | None, *, fresh: bool = False, again: bool = False, last: bool = True
+    ) -> Summary:
+        """Do one stage. `again`: send only rows that are asked again. `last`: none follows where this one goes well."""
         job, layout, options = self.job, self.layout, self.options
         source = await anyio.to_thread.run_sync(lambda: _open_source(job, known))
         asked = asked_again(job, known, options.retry) if again and known is not None else job
@@ -287,12 +302,14 @@ class _Invocation:
             http = open_http_log(
                 options.http_log, path=layout.http_log, listener=self.listener, wall=self.clock.wall, log=log
             )
-            begin_invocation(layout, at=utc(self.clock.wall()), version=version("aoai-pipeline"))
+            if self.before_s is None:
+                begin_invocation(layout, at=utc(self.clock.wall()), version=version("aoai-pipeline"))
             try:
                 with http as run.http_log:
                     async with obeyed_signals(run.stop, log) if options.signals else nullcontext():
                         summary = await run.go(known, self.transport)
-                end_invocation(layout, summary)
+                if last or summary.exit_code not in {0, 1} or summary.state == "complete":
+                    self._note_end(summary)
             finally:
                 log.close()
             return summary

@@ -9,6 +9,8 @@ import httpx
 import pytest
 from in_memory import Bench, Judge, Said, Service, refusal
 
+from pipeline.store.history import invocations
+
 pytestmark = pytest.mark.anyio
 
 CANARY, ROWS = 10, 30
@@ -156,3 +158,42 @@ async def test_the_deadline_is_that_of_both_stages_together(tmp_path: Path) -> N
     assert summary.reason is not None
     assert "run.deadline" in summary.reason
     assert summary.rows.ok < ROWS
+
+
+@pytest.mark.parametrize(
+    ("refused", "limit", "told"),
+    [
+        pytest.param(0, None, ("complete", 0, None), id="passed"),
+        pytest.param(1, None, ("complete", 1, None), id="passed with a failed row"),
+        pytest.param(2, None, ("stopped", 4, "the canary of 10 rows"), id="not passed"),
+        pytest.param(ROWS, None, ("refused", 3, "the canary of 10 rows"), id="refused"),
+        pytest.param(0, 6, ("stopped", 0, "--limit 6 reached"), id="within a limit"),
+        pytest.param(ROWS, 6, ("refused", 3, "the canary of 6 rows"), id="refused within a limit"),
+        pytest.param(0, 20, ("stopped", 0, "--limit 20 reached"), id="before a limit"),
+    ],
+)
+async def test_the_history_tells_one_invocation_and_how_it_ended(
+    tmp_path: Path, refused: int, limit: int | None, told: tuple[str, int, str | None]
+) -> None:
+    bench = bench_of(tmp_path)
+    state, code, reason = told
+    for number in (1, 2):
+        summary = await bench.run(Service(some(refused, refusal(400, "odd"))), limit=limit)
+        found = invocations(bench.layout, running=False)
+        assert len(found) == number
+        last = found[-1]
+        assert (last.state, last.exit_code, last.reason is None) == (state, code, reason is None)
+        assert (last.reason or "").startswith(reason or "")
+        assert (summary.state, summary.exit_code) == (state, code)
+        assert (last.ok, last.failed) == (summary.rows.ok, summary.rows.failed)
+        assert last.seconds is not None
+        assert last.seconds >= summary.seconds
+    assert found[0].new_rows == summary.rows.ok + summary.rows.failed
+
+
+async def test_the_history_counts_the_seconds_of_both_stages(tmp_path: Path) -> None:
+    bench = bench_of(tmp_path)
+    summary = await bench.run(Service(latency_s=0.1))
+    (only,) = invocations(bench.layout, running=False)
+    assert only.seconds is not None
+    assert only.seconds - summary.seconds >= 0.1 * CANARY / 4

@@ -21,6 +21,7 @@ from pipeline.store.checksums import forget_checksums
 from pipeline.store.export import Finished, Format, write_export
 from pipeline.store.failures import failures
 from pipeline.store.generations import generations
+from pipeline.store.history import invocations
 from pipeline.store.journal import BatchRecord, BatchStep, Journal, JournalReader
 from pipeline.store.rebuild import reopen
 from pipeline.store.verify import verify_folder
@@ -278,6 +279,38 @@ async def test_a_retry_that_was_stopped_is_continued_by_either_with_its_own_word
     variants = {row["request"]["variant"] for row in after if row["ordinal"] in {*FILTERED, *LIMITED}}
     assert len(variants) == 1
     assert (variants == {after[0]["request"]["variant"]}) == (not reworded)
+
+
+async def cut_retry(bench: Bench) -> None:
+    """Twenty rows that failed, then a retry with another wording that ends at once; five rows were not yet sent."""
+    bench.changes["run"] = {"workers": 1, "grace": "0s"}
+    await bench.run(Service(lambda *_: refusal(400, "odd")), limit=20)
+    wording = {**dict(bench.job().request), "seed": 7}
+    stopped = await bench.run(Service(lambda *_: refusal(401)), retry=retry(request=wording))
+    assert (stopped.exit_code, stopped.rows.ok + stopped.rows.failed) == (3, 0)
+
+
+async def test_the_deadline_is_that_of_a_cut_retry_and_the_run_behind_it_together(bench: Bench) -> None:
+    bench.texts(*(f"text {n}" for n in range(100)))
+    await cut_retry(bench)
+    bench.changes["run"]["deadline"] = "3s"
+    service = Service(latency_s=0.1)
+    summary = await bench.run(service)
+    assert (summary.state, summary.exit_code) == ("stopped", 4)
+    # Of the 30 calls that the deadline leaves time for, 20 are those of the retry.
+    assert len(service.calls) <= 32
+
+
+async def test_a_cut_retry_and_the_run_behind_it_are_one_invocation_that_repairs_once(bench: Bench) -> None:
+    await cut_retry(bench)
+    before = len(invocations(bench.layout, running=False))
+    bench.events.clear()
+    summary = await bench.run(Service(), repair=True)
+    assert (summary.state, summary.exit_code) == ("complete", 0)
+    assert [event["event"] for event in bench.events].count("repair_ended") == 1
+    found = invocations(bench.layout, running=False)
+    assert len(found) == before + 1
+    assert (found[-1].state, found[-1].exit_code, found[-1].ok) == ("complete", 0, 25)
 
 
 async def test_a_part_that_is_damaged_is_not_made_into_a_new_one(bench: Bench) -> None:
