@@ -13,8 +13,8 @@ from chaos.counts import count
 from chaos.report import record
 from killer import between, run_to_the_end
 
-KILLS = int(os.environ.get("PIPELINE_BATCH_KILLS", count(quick=24, full=120)))
-EACH = max(4, KILLS // 8)
+KILLS = int(os.environ.get("PIPELINE_BATCH_KILLS", count(quick=24, full=150)))
+EACH = max(4, KILLS // 15)
 """How many calls of a kind are tried."""
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1_800)]
 
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1_800)]
 def test_no_batch_is_submitted_twice_and_no_result_stays_unread(tmp_path: Path) -> None:
     offline = {"in_progress_s": 0.05, "ends": ["completed", "expired", "completed", "cancelled"], "done_share": 0.5}
     place = BatchScene(
-        folder=tmp_path, rows=20 * EACH, deployment={"enqueued_tokens": 800}, simulator={"offline": offline}
+        folder=tmp_path, rows=40 * EACH, deployment={"enqueued_tokens": 800}, simulator={"offline": offline}
     )
     with place.served() as simulator, between(simulator.port, kills=KILLS, each=EACH) as (killer, url):
         place.url = url
