@@ -43,6 +43,7 @@ WITH: Mapping[str, dict[str, str]] = {
     "deployments.0.deployment": {"deployments.0.model": "unknown"},
     "deployments.0.token": {"deployments.0.auth": "token"},
     "output.format": {"output.raw": "all"},
+    "run.max_cost": {"deployments.0.price": "{input: 1.0, output: 1.0}"},
 }
 """What a value needs beside it to make a job."""
 VALUES: Mapping[str, str] = {
@@ -53,6 +54,7 @@ VALUES: Mapping[str, str] = {
     "output.columns": "[text]",
     "deployments.0.ca_bundle": "job.json",
     "run.lane": "online",
+    "run.max_tokens_total": "100000",
 }
 """Values that fit this input better than those of the other test."""
 
