@@ -10,6 +10,7 @@ from pipeline.errors import DamageError, JobChangedError, StoppedEarlyError
 from pipeline.job import change
 from pipeline.store.generations import count_failed, finish_rewrites, open_generation
 from pipeline.store.journal import JournalReader
+from pipeline.store.manifest import manifest_of, read_manifest, spelled, write_manifest
 from pipeline.store.summary import Summary, read_summary, write_summary
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def begin_again(layout: Layout, *, asked: Job, known: Earlier, retry: Retry, now
     only = frozenset(one.lower() for one in retry.only)
     meant, kinds = count_failed(layout, only)
     if not meant and known.again is None:
+        _catch_up(layout)
         return _nothing(layout, retry, kinds)
     if meant or known.again != variant:
         _say_running(layout)
@@ -88,6 +90,14 @@ def _holds_others(reader: JournalReader, tag: str) -> bool:
     """Whether a batch holds rows that are not among those asked again: nobody would take up what they came to."""
     ordinals = {ordinal for line in reader.batch_lines(tag) for ordinal in line.ordinals}
     return bool(ordinals) and not ordinals <= set(reader.again(min(ordinals), max(ordinals)))
+
+
+def _catch_up(layout: Layout) -> None:
+    """Write the manifest anew where a kill, after the last part, kept it from following the journal."""
+    with suppress(FileNotFoundError, ValueError, KeyError), JournalReader(layout.journal) as reader:
+        known = read_manifest(layout.manifest)
+        if spelled(manifest_of(reader, columns=known["columns"])) != spelled(known):
+            write_manifest(layout.manifest, reader, columns=known["columns"])
 
 
 def _nothing(layout: Layout, retry: Retry, kinds: Mapping[tuple[str, str], int]) -> Summary:
