@@ -33,6 +33,7 @@ from pipeline.engines.local import Sealing, SealRules, run_local
 from pipeline.engines.prediction import Prediction
 from pipeline.engines.signals import obeyed_signals
 from pipeline.engines.stall import StallGuard
+from pipeline.engines.standing import end_at_deadline, keep_summary
 from pipeline.engines.tally import Tally
 from pipeline.engines.training import Training
 from pipeline.engines.watchdog import limit_s
@@ -42,7 +43,6 @@ from pipeline.errors import (
     JobFileError,
     PipelineError,
     Problem,
-    StoppedEarlyError,
     StorageError,
 )
 from pipeline.job import change
@@ -85,7 +85,6 @@ if TYPE_CHECKING:
     from pipeline.service.wire import Transport
     from pipeline.sources.base import Source
 
-SUMMARY_EVERY_S = 1.0
 _LEAST_S = 0.001
 
 
@@ -506,8 +505,17 @@ class _Run:
                 )
                 async with anyio.create_task_group() as watching:
                     watching.start_soon(guard.run)
-                    watching.start_soon(self._keep_summary, tally, journal)
-                    watching.start_soon(self._end_at_deadline)
+                    watching.start_soon(
+                        lambda: keep_summary(
+                            layout.summary,
+                            tally.now,
+                            check=journal.check_place,
+                            watcher=self.watcher,
+                            stop=self.stop,
+                            clock=clock,
+                        )
+                    )
+                    watching.start_soon(lambda: end_at_deadline(job.run.deadline_s, stop=self.stop, clock=clock))
                     watching.start_soon(pool.share)
                     watching.start_soon(prediction.make)
                     await run_local(
@@ -728,28 +736,6 @@ class _Run:
             reason=summary.reason,
             exit_code=summary.exit_code,
             rows=asdict(summary.rows),
-        )
-
-    async def _keep_summary(self, tally: Tally, journal: Journal) -> None:
-        """Replace summary.json each second; a disk that refuses it, or a journal that is gone, stops the run."""
-        while True:
-            summary = tally.now()
-            try:
-                journal.check_place()
-                write_summary(self.layout.summary, summary)
-            except PipelineError as error:
-                self.stop.request(error)
-            if self.watcher is not None:
-                self.watcher(summary)
-            await self.clock.sleep(SUMMARY_EVERY_S)
-
-    async def _end_at_deadline(self) -> None:
-        deadline_s = self.job.run.deadline_s
-        if deadline_s is None:
-            return
-        await self.clock.sleep(deadline_s)
-        self.stop.request(
-            StoppedEarlyError(f"run.deadline of {deadline_s:g} s passed; run the same command again to continue")
         )
 
 

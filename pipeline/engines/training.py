@@ -14,6 +14,7 @@ from anyio import to_thread
 
 from pipeline.clock import utc
 from pipeline.engines.ending import Ending, ending_of
+from pipeline.engines.standing import end_at_deadline, keep_summary
 from pipeline.errors import (
     ExamplesError,
     InputChangedError,
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
     from pipeline.store.earlier import Earlier
     from pipeline.store.folder import Layout
 
-SUMMARY_EVERY_S = 1.0
 MOST_SAID = 20
 """Mistakes that the message of a refusal names; `pipeline errors` lists all."""
 _CHECKED = "check"
@@ -94,8 +94,16 @@ class Training:
         ):
             await self._begin(journal, known, second)
             async with anyio.create_task_group() as watching:
-                watching.start_soon(self._keep_summary)
-                watching.start_soon(self._end_at_deadline)
+                watching.start_soon(
+                    lambda: keep_summary(
+                        self.layout.summary,
+                        lambda: self._summary(Ending(state="running")),
+                        watcher=self.watcher,
+                        stop=self.stop,
+                        clock=self.clock,
+                    )
+                )
+                watching.start_soon(lambda: end_at_deadline(self.job.run.deadline_s, stop=self.stop, clock=self.clock))
                 watching.start_soon(self._abandon_after_grace)
                 await self._train(journal, pool, second)
                 watching.cancel_scope.cancel()
@@ -266,25 +274,6 @@ class Training:
             trained_tokens=record.trained_tokens,
             deploy=None if record.model is None else deploy_command(self.job, record.model),
         )
-
-    async def _keep_summary(self) -> None:
-        while True:
-            summary = self._summary(Ending(state="running"))
-            try:
-                write_summary(self.layout.summary, summary)
-            except PipelineError as error:
-                self.stop.request(error)
-            if self.watcher is not None:
-                self.watcher(summary)
-            await self.clock.sleep(SUMMARY_EVERY_S)
-
-    async def _end_at_deadline(self) -> None:
-        deadline_s = self.job.run.deadline_s
-        if deadline_s is not None:
-            await self.clock.sleep(deadline_s)
-            self.stop.request(
-                StoppedEarlyError(f"run.deadline of {deadline_s:g} s passed; run the same command again to continue")
-            )
 
     async def _abandon_after_grace(self) -> None:
         await self.stop.requested.wait()

@@ -25,18 +25,19 @@ from anyio.abc import TaskGroup
 from pipeline.errors import RefusedError, ReplyError, StoppedEarlyError
 from pipeline.lanes.batch_file import LineResult, LinesFile, Results, line_of, lines_path, prompt_tokens
 from pipeline.lanes.pulse import Pulse
+from pipeline.lanes.results import summed, without_reply
 from pipeline.lanes.stop import Stop, Stopped
+from pipeline.lanes.uploads import Uploads
 from pipeline.log import Event, Level
 from pipeline.model import Attempt, Call, ErrorInfo, ErrorType, Item, Outcome, RequestInfo, RowResult, Target
 from pipeline.operations.base import NOTHING, Bound
 from pipeline.pace.batches import FileLimits, Room, come_back_s, look_after_s, wait_for_room_s
-from pipeline.pace.retry import full_jitter
 from pipeline.pace.verdict import Answered, BadReply, RowRefused, Throttled, Transient, Verdict
 from pipeline.plan.again import read_again
 from pipeline.plan.work import Settled, Task
 from pipeline.service.batch_api import PURPOSE, BatchApi, RemoteBatch
 from pipeline.service.classify import classify
-from pipeline.service.resource_api import TRIES, LostError, RefusedCallError
+from pipeline.service.resource_api import LostError, RefusedCallError
 from pipeline.store.files import publish, storage
 from pipeline.store.journal import BatchLine, BatchRecord, BatchStep
 
@@ -55,8 +56,6 @@ if TYPE_CHECKING:
 RECALL_LOOKS = 10
 """How many times the least time between two looks the service is asked for a batch whose submission was not answered:
 ten minutes by default, for its lists lag."""
-PROCESSED_EVERY_S = 5.0
-"""Seconds between two looks at a file that the service looks at first."""
 COMMITS_AT_ONCE = 256
 WRITTEN_AHEAD = 2
 """Files that may wait to be submitted before no further rows are read."""
@@ -519,26 +518,24 @@ class BatchLane:
 
     async def _upload(self, place: BatchPlace, record: BatchRecord) -> BatchRecord:
         """Upload the lines, unless a file of their name is there already."""
-        name = f"pipeline-{record.tag}.jsonl"
-        path = lines_path(self._rules.folder, record.tag)
-        may_be_there = record.tag in self._resumed
-        for attempt in range(TRIES):
-            found = None
-            try:
-                with self._stop.sending(), storage(f"reading {path}"), self._at_length():
-                    if may_be_there:
-                        found = await place.api.find_file(name, purpose=PURPOSE)
-                    if found is None or found.bytes != record.bytes:
-                        found = await place.api.upload(path, name=name, purpose=PURPOSE, expires_s=self._life_s)
-            except LostError:
-                if attempt + 1 == TRIES:
-                    raise
-                may_be_there = True
-                await self._pause(full_jitter(attempt, self._random))
-            else:
-                break
-        assert found is not None  # noqa: S101 - the last attempt raises
-        return await self._keep(replace(record, step=BatchStep.UPLOADED, file=found.id))
+        with self._at_length():
+            file = await self._uploads(place).upload(
+                lines_path(self._rules.folder, record.tag),
+                size=record.bytes,
+                expires_s=self._life_s,
+                may_be_there=record.tag in self._resumed,
+            )
+        return await self._keep(replace(record, step=BatchStep.UPLOADED, file=file))
+
+    def _uploads(self, place: BatchPlace) -> Uploads:
+        return Uploads(
+            api=place.api,
+            purpose=PURPOSE,
+            stop=self._stop,
+            pause=self._pause,
+            random=self._random,
+            look_s=self._rules.look_s,
+        )
 
     @property
     def _life_s(self) -> int | None:
@@ -547,7 +544,7 @@ class BatchLane:
     async def _submit(self, place: BatchPlace, record: BatchRecord) -> BatchRecord:
         """Submit the file once the service has looked at it, and there is room."""
         assert record.file is not None  # noqa: S101 - it was uploaded
-        if not await self._is_processed(place, record.file):
+        if not await self._uploads(place).is_processed(record.file):
             return await self._keep(replace(record, step=BatchStep.WRITTEN, file=None))
         refusals = 0
         while True:
@@ -578,17 +575,6 @@ class BatchLane:
             Event.BATCH_SUBMITTED, Level.INFO, deployment=place.name, batch=batch.id, lines=record.count, tag=record.tag
         )
         return await self._keep(replace(record, step=BatchStep.SUBMITTED, batch=batch.id))
-
-    async def _is_processed(self, place: BatchPlace, file: str) -> bool:
-        """Wait until the service has looked at a file; False where it is gone, or cannot be used."""
-        while True:
-            with self._stop.sending():
-                found = await place.api.file(file)
-            if found is None or found.broken:
-                return False
-            if found.ready:
-                return True
-            await self._pause(min(PROCESSED_EVERY_S, self._rules.look_s))
 
     async def _room_for(self, place: BatchPlace, record: BatchRecord) -> None:
         while not place.room.has(record.tokens) and not self._pulling:
@@ -716,7 +702,8 @@ class BatchLane:
             for line, problem in named.items()
             if 0 < line <= len(lines)
         }
-        await self._settle(place, record, lines, lambda ordinal: _fault(faults.get(ordinal)), group)
+        with self._adding():
+            await self._settle(place, record, lines, lambda ordinal: _fault(faults.get(ordinal)), group)
         record = await self._keep(replace(record, step=BatchStep.COLLECTED))
         await self._tidy(place, record)
 
@@ -733,7 +720,7 @@ class BatchLane:
                 paths.append(path)
         with self._journal.reader() as reader:
             lines = reader.batch_lines(record.tag)
-        with await to_thread.run_sync(lambda: Results(*paths)) as results:
+        with await to_thread.run_sync(lambda: Results(*paths)) as results, self._adding():
             await self._settle(place, record, lines, results.of, group)
         return await self._keep(replace(record, step=BatchStep.COLLECTED))
 
@@ -757,21 +744,6 @@ class BatchLane:
         group: TaskGroup,
     ) -> None:
         """Commit what lines came to, in the order of the rows, and write those anew that came to nothing."""
-        self._settling += 1
-        try:
-            await self._settle_all(place, record, lines, result_of, group)
-        finally:
-            self._settling -= 1
-            self._wake()
-
-    async def _settle_all(
-        self,
-        place: BatchPlace,
-        record: BatchRecord,
-        lines: Sequence[BatchLine],
-        result_of: Callable[[int], LineResult | None],
-        group: TaskGroup,
-    ) -> None:
         with self._journal.reader() as reader:
             spans = reader.open_ranges()
             done = _done(reader, spans, lines)
@@ -932,8 +904,8 @@ class BatchLane:
             apim_request_id=None,
             region=None,
             estimated_tokens=0,
-            input_tokens=_sum(rows, "input_tokens"),
-            output_tokens=_sum(rows, "output_tokens"),
+            input_tokens=summed(rows, "input_tokens"),
+            output_tokens=summed(rows, "output_tokens"),
             retry_after_ms=None,
         )
         request = RequestInfo(
@@ -944,13 +916,12 @@ class BatchLane:
             request_id=result.request_id,
             finished_at=self._clock.wall(),
         )
-        return Outcome(rows=tuple(self._bare(row) for row in rows), request=request, attempts=(attempt,), batched=True)
-
-    def _bare(self, row: RowResult) -> RowResult:
-        keep = self._rules.raw
-        if row.response is None or keep == "all" or (keep == "failed" and not row.ok):
-            return row
-        return replace(row, response=None)
+        return Outcome(
+            rows=tuple(without_reply(row, raw=self._rules.raw) for row in rows),
+            request=request,
+            attempts=(attempt,),
+            batched=True,
+        )
 
     async def _tidy(self, place: BatchPlace, record: BatchRecord) -> None:
         """Delete what the service keeps of a batch whose results are safe, and forget it."""
@@ -974,6 +945,16 @@ class BatchLane:
         self._earlier.pop(record.tag, None)
         for path in self._rules.folder.glob(f"{record.tag}.*"):
             path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _adding(self) -> Iterator[None]:
+        """Somebody may add lines to the file that is begun."""
+        self._settling += 1
+        try:
+            yield
+        finally:
+            self._settling -= 1
+            self._wake()
 
     @contextmanager
     def _at_length(self) -> Iterator[None]:
@@ -1064,11 +1045,6 @@ def _fault(error: ErrorInfo | None) -> LineResult | None:
 def _failed(items: Sequence[Item], error: ErrorInfo, result: LineResult) -> list[RowResult]:
     response = None if result.reply is None else result.reply.body or None
     return [RowResult(ordinal=item.ordinal, error=error, response=response) for item in items]
-
-
-def _sum(rows: Sequence[RowResult], name: str) -> int | None:
-    counts = [count for row in rows if row.usage is not None and (count := getattr(row.usage, name)) is not None]
-    return sum(counts) if counts else None
 
 
 def _advice(refused: RefusedCallError) -> str:

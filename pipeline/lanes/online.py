@@ -18,6 +18,7 @@ from pipeline.lanes.commit import Commits
 from pipeline.lanes.findings import Findings
 from pipeline.lanes.pieces import Cut, Piece, PieceLine
 from pipeline.lanes.pulse import Pulse
+from pipeline.lanes.results import summed, without_reply
 from pipeline.lanes.spending import Share, Spending
 from pipeline.lanes.stop import Stop, Stopped
 from pipeline.log import Event, Level
@@ -497,7 +498,7 @@ class OnlineLane:
     def _learn_length(self, results: Sequence[RowResult]) -> None:
         if self._lengths is not None and len(results) == 1 and results[0].ok:
             known = self._lengths.bound
-            tokens = _summed(results, "output_tokens")
+            tokens = summed(results, "output_tokens")
             if tokens is not None:
                 self._lengths.add(tokens)
             if known is None and self._lengths.bound is not None:
@@ -639,8 +640,8 @@ class OnlineLane:
             apim_request_id=exchange.apim_request_id,
             region=exchange.region,
             estimated_tokens=tokens,
-            input_tokens=_summed(results, "input_tokens"),
-            output_tokens=_summed(results, "output_tokens"),
+            input_tokens=summed(results, "input_tokens"),
+            output_tokens=summed(results, "output_tokens"),
             retry_after_ms=None if hint_s is None else hint_s * 1000,
         )
         asked.attempts.append(attempt)
@@ -665,7 +666,7 @@ class OnlineLane:
     ) -> Outcome:
         reply = exchange.reply
         return Outcome(
-            rows=tuple(self._bare(row) for row in results),
+            rows=tuple(without_reply(row, raw=self._rules.raw) for row in results),
             request=RequestInfo(
                 attempts=sum(attempt.verdict not in _NO_ATTEMPT for attempt in asked.attempts),
                 deployment=deployment.name,
@@ -680,13 +681,6 @@ class OnlineLane:
             ),
             attempts=tuple(asked.attempts),
         )
-
-    def _bare(self, row: RowResult) -> RowResult:
-        """The row without a reply that the job does not want kept: waiting for its commit, it would hold it."""
-        keep = self._rules.raw
-        if row.response is None or keep == "all" or (keep == "failed" and not row.ok):
-            return row
-        return replace(row, response=None)
 
     def _split(self, asked: _Asked, deployment: Deployment, exchange: Exchange, error: ErrorInfo) -> _Split:
         """Cut a refused pack down: take out the row that the error names, else halve it."""
@@ -760,8 +754,3 @@ def _added(one: Usage | None, other: Usage | None) -> Usage | None:
         counts = [count for usage in (one, other) if (count := getattr(usage, field_.name)) is not None]
         sums[field_.name] = sum(counts) if counts else None
     return Usage(**sums)
-
-
-def _summed(results: Sequence[RowResult], name: str) -> int | None:
-    counts = [count for row in results if row.usage is not None and (count := getattr(row.usage, name)) is not None]
-    return sum(counts) if counts else None

@@ -15,10 +15,10 @@ import anyio
 from anyio import to_thread
 
 from pipeline.errors import RefusedError, StoppedEarlyError
+from pipeline.lanes.uploads import Uploads
 from pipeline.log import Event, Level
 from pipeline.pace.batches import look_after_s, wait_for_room_s
-from pipeline.pace.retry import full_jitter
-from pipeline.service.resource_api import TRIES, LostError, RefusedCallError
+from pipeline.service.resource_api import LostError, RefusedCallError
 from pipeline.service.tuning_api import PURPOSE, RemoteTraining, TuningApi, seconds_of
 from pipeline.store.files import TEMPORARY_SUFFIX, open_private, publish, storage
 from pipeline.store.training import (
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
 RECALL_LOOKS = 10
 """How many times the least time between two looks the service is asked for a job whose creation was not answered."""
-PROCESSED_EVERY_S = 5.0
-"""Seconds between two looks at a file that the service looks at first."""
 _TOO_MANY = 429
 
 
@@ -94,6 +92,9 @@ class TuningLane:
         self._clock = clock
         self._random = random
         self._cancelled = False
+        self._uploads = Uploads(
+            api=api, purpose=PURPOSE, stop=stop, pause=self._pause, random=random, look_s=rules.look_s
+        )
 
     async def work(self) -> None:
         """Go on until the training has ended and everything of it is kept.
@@ -144,49 +145,22 @@ class TuningLane:
         """Upload the files of examples, unless ones of their names are there already."""
         for index, file in enumerate(self.record.files):
             if file.file is None:
-                uploaded = replace(file, file=await self._uploaded(file))
+                uploaded = replace(
+                    file,
+                    file=await self._uploads.upload(
+                        self._layout.training / file.name, size=file.bytes, expires_s=None, may_be_there=self._resumed
+                    ),
+                )
                 files = (*self.record.files[:index], uploaded, *self.record.files[index + 1 :])
                 await self._keep(files=files)
         for file in self.record.files:
-            if not await self._is_processed(file.file or ""):
+            if not await self._uploads.is_processed(file.file or ""):
                 await self._keep(files=_not_uploaded(self.record.files))
                 raise RefusedError(
                     f"{self.record.deployment} cannot use the file {file.file} of {file.examples} examples; run the "
                     "same command again to upload it anew"
                 )
         await self._keep(step=TrainingStep.UPLOADED)
-
-    async def _uploaded(self, file: ExamplesFile) -> str:
-        name = f"pipeline-{file.name}"
-        path = self._layout.training / file.name
-        may_be_there = self._resumed
-        for attempt in range(TRIES):
-            found = None
-            try:
-                with self._stop.sending(), storage(f"reading {path}"):
-                    if may_be_there:
-                        found = await self._api.find_file(name, purpose=PURPOSE)
-                    if found is None or found.broken or found.bytes != file.bytes:
-                        found = await self._api.upload(path, name=name, purpose=PURPOSE, expires_s=None)
-            except LostError:
-                if attempt + 1 == TRIES:
-                    raise
-                may_be_there = True
-                await self._pause(full_jitter(attempt, self._random))
-            else:
-                return found.id
-        raise AssertionError("the last attempt returns or raises")
-
-    async def _is_processed(self, file: str) -> bool:
-        """Wait until the service has looked at a file; False where it is gone, or cannot be used."""
-        while True:
-            with self._stop.sending():
-                found = await self._api.file(file)
-            if found is None or found.broken:
-                return False
-            if found.ready:
-                return True
-            await self._pause(min(PROCESSED_EVERY_S, self._rules.look_s))
 
     # -- the job -----------------------------------------------------------------------------------------------------
 
