@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from chaos.counts import SEED, count
+from chaos.counts import FULL, SEED, count
 from chaos.harness import OPAQUE, Scene, assert_whole, harm
 from chaos.injected import DURABLE, Injector
 from chaos.needs import need_tool
@@ -28,7 +28,8 @@ A_CHAIN = 10
 IN_MAKE_TEST = ("chat", "embeddings")
 ERRORS = ("ENOSPC", "EIO", "EDQUOT")
 
-pytestmark = pytest.mark.timeout(1_800)
+# Every call of a run is some hundreds of processes under strace.
+pytestmark = pytest.mark.timeout(7_200 if FULL else 1_800)
 beside = pytest.mark.chaos
 
 
