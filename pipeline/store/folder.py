@@ -207,18 +207,26 @@ def hold_folder(root: Path, *, fresh: bool, now: datetime) -> Iterator[Layout]:
 
 def _claim(layout: Layout) -> None:
     root = layout.root
-    if not layout.private.is_dir() and root.exists():
-        if not root.is_dir():
-            raise StorageError(f"{root} is a file; output.path must name a folder that the run may own")
-        if any(root.iterdir()):
-            raise StorageError(
-                f"{root} holds files that are not a run's; name an empty or new folder in output.path: the run owns it"
-            )
+    if root.exists() and not root.is_dir():
+        raise StorageError(f"{root} is a file; output.path must name a folder that the run may own")
+    if not may_own(root):
+        raise StorageError(
+            f"{root} holds files that are not a run's; name an empty or new folder in output.path: the run owns it"
+        )
     root.mkdir(parents=True, exist_ok=True)
     mode = root.stat().st_mode
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         raise StorageError(f"{root} may be written by everybody; take that right away (chmod o-w), then run again")
     private_folder(layout.private)
+
+
+def may_own(root: Path) -> bool:
+    """Whether a run may take this folder: it is not there yet, it is empty, or it is a run's.
+
+    One look decides: between two of them, another run may have begun, whose files would be taken for a stranger's.
+    """
+    names = {path.name for path in root.iterdir()} if root.is_dir() else set()
+    return not names or Layout(root).private.name in names
 
 
 def columns_of_parts(layout: Layout) -> pa.Schema | None:

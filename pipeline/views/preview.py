@@ -21,7 +21,7 @@ from pipeline.service.address import Address, address, target
 from pipeline.sources import open_source
 from pipeline.sources.base import Position
 from pipeline.sources.digest import RangeDigest
-from pipeline.store.folder import Layout
+from pipeline.store.folder import Layout, may_own
 from pipeline.store.journal import JournalReader
 from pipeline.views.text import count, json_text, plain, size, table
 
@@ -85,7 +85,7 @@ def output_problem(job: Job, root: Path) -> str | None:
         return "names a file: name a folder that the run may own"
     if (root / "_pipeline").is_dir():
         return _change(job, Layout(root))
-    return "holds files that are not a run's: name an empty or new folder" if any(root.iterdir()) else None
+    return None if may_own(root) else "holds files that are not a run's: name an empty or new folder"
 
 
 def _change(job: Job, layout: Layout) -> str | None:

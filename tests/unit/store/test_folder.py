@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Barrier
 
 import anyio
 import pytest
 
 from pipeline.errors import FolderHeldError, StorageError
 from pipeline.model import Outcome, OutputFile, RequestInfo, RowResult
-from pipeline.store.folder import Layout, hold_folder, is_running, remove_strays
+from pipeline.store.folder import Layout, hold_folder, is_running, may_own, remove_strays
 from pipeline.store.journal import BatchLine, BatchRecord, BatchStep, Journal, JournalReader, Part, Span
 from pipeline.store.media import write_media
 
@@ -50,6 +53,34 @@ def test_a_folder_is_held_by_one(root: Path) -> None:
             hold_folder(root, fresh=fresh, now=NOW),
         ):
             pass
+
+
+@pytest.fixture
+def busy_threads() -> Iterator[None]:
+    """Threads that lose their turn all the time."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("busy_threads")
+def test_a_folder_in_which_another_run_begins_is_never_taken_for_a_strangers(tmp_path: Path) -> None:
+    barrier = Barrier(2)
+
+    def begin(root: Path) -> None:
+        barrier.wait()
+        (root / "_pipeline").mkdir()
+
+    with ThreadPoolExecutor(1) as thread:
+        for number in range(500):
+            root = tmp_path / str(number)
+            root.mkdir()
+            begun = thread.submit(begin, root)
+            barrier.wait()
+            while not begun.done():
+                assert may_own(root)
+            begun.result()
 
 
 def test_a_folder_with_somebody_elses_files_is_refused_untouched(root: Path) -> None:
