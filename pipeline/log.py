@@ -66,6 +66,7 @@ class Event(StrEnum):
     DISK_MAY_FILL = "disk_may_fill"
     NETWORK_FILE_SYSTEM = "network_file_system"
     STALLED = "stalled"
+    METRICS_REFUSED = "metrics_refused"
     HTTP_BODIES_LOGGED = "http_bodies_logged"
     HTTP_REQUEST = "http_request"
     HTTP_RESPONSE = "http_response"

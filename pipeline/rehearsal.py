@@ -55,7 +55,9 @@ def simulated(job: Job, *, speed: float = 1.0) -> Iterator[Job]:
         yield job.model_copy(
             update={
                 "output": job.output.model_copy(update={"path": output}),
-                "run": job.run.model_copy(update={"poll_s": _LOOK_S}),
+                "run": job.run.model_copy(
+                    update={"poll_s": _LOOK_S, "metrics_file": _metrics_file(job.run.metrics_file, output)}
+                ),
                 "deployments": tuple(
                     deployment.model_copy(
                         update={
@@ -70,6 +72,11 @@ def simulated(job: Job, *, speed: float = 1.0) -> Iterator[Job]:
                 ),
             }
         )
+
+
+def _metrics_file(path: Path | None, output: Path) -> Path | None:
+    """Where a rehearsal's figures go: beside its results, where no collector takes them for the job's own."""
+    return None if path is None else output.with_name(f"{output.name}.prom")
 
 
 def _config(job: Job, speed: float) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 
@@ -30,6 +30,7 @@ from pipeline.engines.descriptors import ensure_descriptors
 from pipeline.engines.ending import ending_of
 from pipeline.engines.lanes import make_lane
 from pipeline.engines.local import Sealing, SealRules, run_local
+from pipeline.engines.metrics import open_metrics
 from pipeline.engines.prediction import Prediction
 from pipeline.engines.signals import obeyed_signals
 from pipeline.engines.stall import StallGuard
@@ -86,6 +87,7 @@ if TYPE_CHECKING:
     from pipeline.sources.base import Source
 
 _LEAST_S = 0.001
+_Told = TypeVar("_Told")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,17 +136,35 @@ async def run_job(
     ensure_descriptors(job)
     clock = clock or SystemClock()
     now = datetime.fromtimestamp(clock.wall(), UTC)
-    with nullcontext() if job.input.incremental is None else hold_job(job.output.path, now=now):
-        return await _run_stages(
+    with (
+        nullcontext() if job.input.incremental is None else hold_job(job.output.path, now=now),
+        open_metrics(job, clock=clock, listener=listener) as metrics,
+    ):
+        summary = await _run_stages(
             job,
             options=options,
             clock=clock,
             now=now,
             dice=dice,
             transport=transport,
-            listener=listener,
-            watcher=watcher,
+            listener=listener if metrics is None else _both(metrics.hear, listener),
+            watcher=watcher if metrics is None else _both(metrics.see, watcher),
         )
+        if metrics is not None:
+            metrics.end(summary)
+    return summary
+
+
+def _both(one: Callable[[_Told], None], other: Callable[[_Told], None] | None) -> Callable[[_Told], None]:
+    """Who tells two of the same."""
+    if other is None:
+        return one
+
+    def tell(what: _Told) -> None:
+        one(what)
+        other(what)
+
+    return tell
 
 
 async def _run_stages(

@@ -478,7 +478,11 @@ class _Reader:
         return spec.model_copy(update={"raw": "all"})
 
     def _run(self, value: Any, operation: str | None) -> RunSpec | None:
-        spec = self._section(RunSpec, value, ("run",))
+        def prepare(data: dict[str, Any]) -> None:
+            if isinstance(data.get("metrics_file"), str):
+                data["metrics_file"] = self._folder(data["metrics_file"], ("run", "metrics_file"))
+
+        spec = self._section(RunSpec, value, ("run",), prepare)
         if spec is None or "timeout_s" in spec.model_fields_set:
             return spec
         timeout_s = MEDIA_TIMEOUT_S if operation in _OF_MEDIA else DEFAULT_TIMEOUT_S

@@ -805,6 +805,21 @@ class RunSpec(Section):
         name="grace",
         doc="What calls in flight are given after SIGTERM or Ctrl-C.",
     )
+    metrics_file: Path | None = declare(
+        None,
+        kind="operational",
+        type_text="file.prom",
+        default_text="none",
+        doc="A file that holds the run's figures for Prometheus, for the node exporter's textfile collector: replaced "
+        "every 15 s and at the end (docs/metrics.md). Its name ends in `.prom`; relative to the job file.",
+    )
+
+    @field_validator("metrics_file")
+    @classmethod
+    def _metrics_file(cls, value: Path | None) -> Path | None:
+        if value is not None and value.suffix != ".prom":
+            raise ValueError("must end in .prom: the collector reads no others")
+        return value
 
 
 class Origin:

@@ -656,6 +656,7 @@ class OnlineLane:
             verdict=attempt.verdict,
             code=attempt.code,
             latency_ms=round(attempt.latency_ms, 3),
+            number=len(asked.attempts),
             client_request_id=attempt.client_request_id,
             request_id=attempt.request_id,
             apim_request_id=attempt.apim_request_id,

@@ -60,8 +60,11 @@ def publish(temporary: Path, final: Path) -> None:
     sync_folder(final.parent)
 
 
-def replace_text(path: Path, text: str, *, durable: bool) -> None:
-    """Write a small private file that readers see whole, old or new. `durable` also survives a power loss."""
+def replace_text(path: Path, text: str, *, durable: bool, mode: int = PRIVATE_FILE) -> None:
+    """Write a small file that readers see whole, old or new. `durable` also survives a power loss.
+
+    `mode` is what it may be done with, whatever the umask; by default its owner alone may read it.
+    """
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     with suppress(FileNotFoundError):
         temporary.unlink()
@@ -69,6 +72,7 @@ def replace_text(path: Path, text: str, *, durable: bool) -> None:
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
+            os.fchmod(handle, mode)
         if durable:
             publish(temporary, path)
         else:

@@ -80,6 +80,7 @@ OTHER: dict[str, str] = {
     "run.on_invalid_json": "fail",
     "run.window": "1GiB",
     "run.grace": "7s",
+    "run.metrics_file": "x.prom",
 }
 
 
