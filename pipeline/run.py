@@ -324,9 +324,9 @@ class _Invocation:
             if self.before_s is None:
                 begin_invocation(layout, at=utc(self.clock.wall()), version=version("aoai-pipeline"))
             try:
-                with http as run.http_log:
-                    async with obeyed_signals(run.stop, log) if options.signals else nullcontext():
-                        summary = await run.go(known, self.transport)
+                obeyed = obeyed_signals(run.stop, log) if options.signals else nullcontext()
+                with http as run.http_log, obeyed:
+                    summary = await run.go(known, self.transport)
                 if last or summary.exit_code not in {0, 1} or summary.state == "complete":
                     self._note_end(summary)
             finally:

@@ -75,7 +75,11 @@ class _Commands(click.Group):
         try:
             code = self._main(*args, **extra)
         finally:
-            signal.signal(signal.SIGTERM, before)
+            if extra.get("args") is None and not args:  # the process ends here, with a code that is known
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    signal.signal(number, signal.SIG_IGN)
+            else:
+                signal.signal(signal.SIGTERM, before)
         let_go_of_streams()
         sys.exit(code)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
-import anyio
-from anyio.abc import TaskStatus
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from pipeline.errors import StorageError
 from pipeline.lanes.stop import Interrupted, Stop
@@ -18,36 +17,41 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """SIGHUP is a terminal that was closed, or a connection to it that was lost."""
 
 
-@asynccontextmanager
-async def obeyed_signals(stop: Stop, log: EventLog) -> AsyncIterator[None]:
-    """Obey signals for as long as the block goes on. Only in the main thread.
+@contextmanager
+def obeyed_signals(stop: Stop, log: EventLog) -> Iterator[None]:
+    """Obey signals for as long as the block goes on, in the event loop. Only in the main thread.
 
-    What whoever started the process had it ignore stays ignored: nohup does that, and a shell for what ends in `&`.
+    The first asks the run to stop; the second leaves at once, which is as safe as kill -9, after the block, too: the
+    report and the last words are still to be written then. What whoever started the process had it ignore stays
+    ignored: nohup does that, and a shell for what ends in `&`.
     """
-    failure: Exception | None = None
-    async with anyio.create_task_group() as group:
-        await group.start(_obey, stop, log)
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001 - it is raised again, outside of the group that would wrap it
-            failure = error
-        group.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+    # Not the loop's own handlers: where they end, the default takes over, which knows no exit code, for a moment at
+    # least, and a second signal comes when it likes.
+    loop = asyncio.get_running_loop()
+    heard = False
+
+    def hear(number: int, _: FrameType | None) -> None:
+        nonlocal heard
+        if heard:
+            os._exit(128 + number)
+        heard = True
+        loop.call_soon_threadsafe(_obey, stop, log, signal.Signals(number))
+
+    before = {number: signal.getsignal(number) for number in ENDING}
+    obeyed = [number for number in ENDING if before[number] is not signal.SIG_IGN]
+    for number in obeyed:
+        signal.signal(number, hear)
+    try:
+        yield
+    finally:
+        if not heard:
+            for number in obeyed:
+                signal.signal(number, before[number])
 
 
-async def _obey(stop: Stop, log: EventLog, *, task_status: TaskStatus[None]) -> None:
-    """Ask the run to stop at the first signal; leave at once at the second, which is as safe as kill -9."""
-    obeyed = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
-    with anyio.open_signal_receiver(*obeyed) as signals:
-        task_status.started()
-        first = True
-        async for number in signals:
-            if not first:
-                os._exit(128 + number)
-            first = False
-            stop.request(Interrupted(number))
-            try:
-                log.emit(Event.STOPPING, Level.WARNING, signal=number.name)
-            except StorageError as error:
-                stop.request(error)
+def _obey(stop: Stop, log: EventLog, number: signal.Signals) -> None:
+    stop.request(Interrupted(number))
+    try:
+        log.emit(Event.STOPPING, Level.WARNING, signal=number.name)
+    except StorageError as error:
+        stop.request(error)

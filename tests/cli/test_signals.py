@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -108,6 +109,47 @@ def test_a_second_interrupt_leaves_at_once(stuck: Bench) -> None:
 
     assert process.returncode == 130
     assert time.monotonic() - began < GRACE_S
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_second_signal_while_the_last_words_are_written_leaves_with_the_code_of_a_signal(
+    slow: Bench, number: signal.Signals
+) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, bytes(4096))
+    os.set_blocking(writing, True)
+    try:
+        process = slow.popen("run", "job.yaml", "--log-level", "debug", stdout=writing)
+        _wait_for(process, "attempt")
+        process.send_signal(number)
+        _wait_for(process, "run_ended")
+        while not (slow.output / "_pipeline" / "report.html").exists():
+            time.sleep(0.01)  # the pipe is full, and nobody reads: its last words wait
+
+        process.send_signal(number)
+
+        process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 128 + number
+    finally:
+        os.close(writing)
+        os.close(reading)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_however_often_a_signal_comes_the_code_is_that_of_one_signal(slow: Bench, number: signal.Signals) -> None:
+    process = slow.popen("run", "job.yaml", "--log-level", "debug")
+    _wait_for(process, "attempt")
+    process.send_signal(number)
+    _wait_for(process, "run_ended")
+
+    while process.poll() is None:
+        process.send_signal(number)
+
+    process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 128 + number
 
 
 def test_rows_that_wait_in_the_journal_are_read_like_those_in_parts(stuck: Bench) -> None:
