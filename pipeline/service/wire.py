@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import ipaddress
 import re
 import socket
@@ -67,6 +68,8 @@ _DIGITS = 20
 _REDIRECTED = 300
 _UNPACKED_BYTES = 1 << 20
 """Bytes that are decompressed at once."""
+_READ_BYTES = 1 << 20
+"""Bytes that are read at once: the transport holds them twice while it does, and gives less only at the end."""
 _SOCKET_OPTIONS = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + (
     [(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_S * 1000)] if sys.platform == "linux" else []
 )
@@ -606,12 +609,20 @@ async def _read_whole(reply: Response, arrived: Callable[[int], None] | None) ->
     unpacker = _unpacker(reply.headers)
     if arrived is not None or unpacker is not None:
         return await _read_chunks(_chunks(reply.body_reader, unpacker), arrived)
-    content = await reply.body_reader.read(REPLY_CAP_BYTES + 1)
-    if content is None:
-        return b""
-    # Refused before it is copied, since a copy of what nobody reads would be as large.
-    _refuse_large(len(content))
-    return bytes(content)
+    first = await reply.body_reader.read(_READ_BYTES)
+    if first is None or len(first) < _READ_BYTES:
+        return b"" if first is None else bytes(first)
+    return await _read_on(bytes(first), reply.body_reader)
+
+
+async def _read_on(first: bytes, reader: ResponseBodyReader) -> bytes:
+    """Read a body on behind its first piece. Raises ReplyTooLargeError where it passes the cap."""
+    kept = io.BytesIO(first)
+    kept.seek(len(first))
+    while (piece := await reader.read(_READ_BYTES)) is not None:
+        _refuse_large(kept.tell() + len(piece))
+        kept.write(piece)
+    return kept.getvalue()
 
 
 def _chunks(reader: ResponseBodyReader, unpacker: _Unpacker | None) -> AsyncIterator[bytes]:
@@ -627,15 +638,13 @@ async def _raw_chunks(reader: ResponseBodyReader) -> AsyncIterator[bytes]:
 
 async def _read_chunks(chunks: AsyncIterable[bytes], arrived: Callable[[int], None] | None) -> bytes:
     """Read a body as it comes. Raises ReplyTooLargeError where it passes the cap."""
-    kept: list[bytes] = []
-    size = 0
+    kept = io.BytesIO()
     async for chunk in chunks:
         if arrived is not None:
             arrived(len(chunk))
-        size += len(chunk)
-        _refuse_large(size)
-        kept.append(chunk)
-    return b"".join(kept)
+        _refuse_large(kept.tell() + len(chunk))
+        kept.write(chunk)
+    return kept.getvalue()
 
 
 def _refuse_large(size: int) -> None:

@@ -172,17 +172,18 @@ async def test_memory_is_bounded_by_the_cap_of_a_reply(
 ) -> None:
     """250 MB and the cap of a reply for every worker, whatever services send."""
     whole = broken_at(asks["chat, streamed" if stream else "chat"].whole, 0.1)
-    asked = 0
+    asked: Counter[bytes] = Counter()
 
     async def handle(line: Line) -> None:
-        nonlocal asked
-        asked += 1
-        if asked <= 2 * MEMORY_WORKERS:
+        """Misbehave twice to each of the first rows: a third time would fail one, which on a busy machine asks more."""
+        row = service.requests[-1].partition(b"\r\n\r\n")[2]
+        asked[row] += 1
+        if row in list(asked)[:MEMORY_WORKERS] and asked[row] <= 2:
             await MISBEHAVIOURS[kind][0](line, whole)
         else:
             await line.write(whole.head(b"content-length: %d\r\n" % len(whole.body)) + whole.body)
 
-    async with serving(handle) as service:
+    async with serving(handle, keep=True) as service:
         made = Bench(folder=tmp_path, operation="chat").texts(*map(str, range(3 * MEMORY_WORKERS)))
         endpoint = f"http://127.0.0.1:{service.port}"
         made.changes = {
@@ -194,7 +195,7 @@ async def test_memory_is_bounded_by_the_cap_of_a_reply(
         process = start_run(tmp_path / "job.json")
         peak = await asyncio.to_thread(peak_memory, process)
     assert process.returncode == 0
-    assert asked > 2 * MEMORY_WORKERS
+    assert asked.total() >= 5 * MEMORY_WORKERS
     notes = f"peak {peak / 1e6:.0f} MB with {MEMORY_WORKERS} workers{', streamed' if stream else ''}"
     record(fault="F11", what=f"memory: {kind}", tried=2 * MEMORY_WORKERS, notes=notes)
     assert peak < 250e6 + MEMORY_WORKERS * REPLY_CAP_BYTES

@@ -171,21 +171,53 @@ async def test_a_refused_connection_and_an_unknown_host_are_told_apart(wire: str
     assert unknown.kind in {NoReplyKind.UNKNOWN_HOST, NoReplyKind.CONNECT}
 
 
-@pytest.mark.parametrize("wire", WIRES)
-async def test_a_reply_of_megabytes_in_pieces_comes_whole(wire: str) -> None:
-    body = bytes(range(256)) * 20_000
+MEBIBYTE = 1 << 20
 
-    async def pieces(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+
+def in_pieces(body: bytes, *, chunked: bool) -> Handler:
+    """Answer with a body in pieces that are no round numbers, chunked or with its length."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await request(reader)
-        writer.write(HEADER + b"content-length: %d\r\n\r\n" % len(body))
+        framing = b"transfer-encoding: chunked" if chunked else b"content-length: %d" % len(body)
+        writer.write(HEADER + framing + b"\r\n\r\n")
         for start in range(0, len(body), 100_003):
-            writer.write(body[start : start + 100_003])
+            piece = body[start : start + 100_003]
+            writer.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
             await writer.drain()
+        writer.write(b"0\r\n\r\n" if chunked else b"")
 
-    async with serving(pieces) as server:
+    return handle
+
+
+@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("size", [0, 1, MEBIBYTE - 1, MEBIBYTE, MEBIBYTE + 1, 2 * MEBIBYTE, 5_120_000])
+async def test_a_reply_of_any_size_in_pieces_comes_whole(wire: str, size: int, *, chunked: bool) -> None:
+    body = (bytes(range(255)) * 20_100)[:size]
+    async with serving(in_pieces(body, chunked=chunked)) as server:
         reply = await send(WIRES[wire](b""), server.port)
     assert isinstance(reply, Reply)
     assert reply.body == body
+
+
+@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("beyond", [0, 1])
+async def test_a_reply_may_be_as_large_as_the_cap_and_no_byte_larger(
+    wire: str, beyond: int, monkeypatch: pytest.MonkeyPatch, *, chunked: bool, stream: bool
+) -> None:
+    monkeypatch.setattr(wire_module, "REPLY_CAP_BYTES", 2 * MEBIBYTE)
+    body = bytes(2 * MEBIBYTE + beyond)
+    async with serving(in_pieces(body, chunked=chunked)) as server:
+        reply = await send(WIRES[wire](b""), server.port, stream=stream)
+    if beyond:
+        assert isinstance(reply, NoReply)
+        assert reply.kind is NoReplyKind.TOO_LARGE
+    else:
+        assert isinstance(reply, Reply)
+        assert reply.body == body
 
 
 @pytest.mark.parametrize("wire", WIRES)
