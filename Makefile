@@ -22,7 +22,7 @@ help: ## print this list
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 
@@ -40,6 +40,8 @@ demo-audio: $(AUDIO_READY) ## speak texts, transcribe real recordings with Whisp
 	@$(BIN)/pipeline run jobs/transcribe_recordings.yaml --simulate --simulate-speed 60 --fresh
 	@$(BIN)/python sample_data/word_error_rate.py out/transcribe-recordings.simulated
 
+# Hundreds of commands are started: with this set, each would compile all modules anew (empty means unset).
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(READY) ## run the tests: unit, contract, golden, integration, cli, security, kills at their quick counts
 	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -rs -m "not chaos and not peer and not browser and not scheduler"
 
