@@ -22,6 +22,12 @@ def test_what_is_under_way_counts_at_its_worst_until_it_is_known() -> None:
     assert (allowance.used, allowance.spent, allowance.left) == (35, 30, 65)
 
 
+@pytest.mark.parametrize("name", ["reserved", "kept", "answered", "gone"])
+def test_what_an_invocation_has_under_way_begins_with_nothing(name: str) -> None:
+    with pytest.raises(TypeError, match=name):
+        Allowance(**{"most": 100, name: 1})
+
+
 def test_what_was_not_billed_is_given_back_and_what_may_have_been_is_gone() -> None:
     allowance = Allowance(most=100)
     allowance.reserve(30)

@@ -272,6 +272,53 @@ def test_without_a_ceiling_the_first_refusal_says_what_passed_and_growth_has_no_
     assert rate.per_minute == 500
 
 
+def test_a_ceiling_that_falls_to_above_what_is_held_leaves_it_held() -> None:
+    rate = found(ceiling=12_000)
+    rate.limit_to(10_000, now=1.0)
+    use(rate, 1.0, HOLD_S + 3)
+    rate.per_minute = 6060
+    cut(rate, 30.0, passed=5990)
+    assert rate.per_minute == 6000
+
+
+def test_a_ceiling_that_falls_to_above_what_is_sent_leaves_the_rate_alone() -> None:
+    rate = Rate(ceiling=600)
+    rate.ease(0.0)
+    rate.limit_to(500, now=1.0)
+    assert rate.per_minute == 480
+
+
+def test_a_ceiling_that_falls_during_a_ramp_is_where_that_ends() -> None:
+    rate = Rate(ceiling=600)
+    rate.ramp(100.0)
+    rate.limit_to(300, now=101.0)
+    assert rate.tick(100.0 + RAMP_S)
+    assert rate.per_minute == 300
+
+
+def test_growth_comes_to_rest_just_below_the_rate_that_was_too_much() -> None:
+    rate = Rate(ceiling=None)
+    rate.per_minute = 6000
+    rate.ease(0.0)
+    use(rate, 0.0, 30.0)
+    assert 0.95 * 6000 < (rate.per_minute or 0) <= 6000, "growth alone would have passed it within 23 s"
+
+
+def test_where_a_minute_is_judged_refusals_are_weighed_over_one_and_a_half() -> None:
+    rate = Rate(ceiling=6000, span_s=60.0)
+    now = use(rate, 0.0, DOUBT_S + 1)
+    assert not cut(rate, now)
+    assert cut(rate, now + 85)
+
+
+def test_one_request_of_a_slow_rate_says_not_that_it_is_used() -> None:
+    rate = Rate(ceiling=7.5)
+    rate.ease(0.0)
+    assert rate.per_minute == 6
+    assert not rate.used(2.0, 1)
+    assert rate.per_minute == 6
+
+
 def test_a_ramp_reaches_the_full_rate_in_ten_seconds() -> None:
     rate = Rate(ceiling=600)
     rate.ramp(100.0)

@@ -19,6 +19,7 @@ from pipeline.model import Attempt, ErrorInfo, ErrorType, Outcome, RequestInfo, 
 from pipeline.store.ballast import Ballast
 from pipeline.store.folder import Layout, export_attempts
 from pipeline.store.journal import (
+    ATTEMPTS_A_CHUNK,
     SCHEMA_VERSION,
     BatchLine,
     BatchRecord,
@@ -811,3 +812,75 @@ async def test_a_journal_of_the_first_schema_is_taken_over(path: Path) -> None:
         with journal.reader() as reader:
             assert (reader.version, reader.parts()) == (5, [part(0, 0)])
         await journal.keep_piece("k", outcome(1))
+
+
+def ask_again(path: Path, *ordinals: int) -> None:
+    """Make rows of parts pending, as a retry does."""
+    connection = sqlite3.connect(path)
+    connection.executemany("INSERT INTO again VALUES (?)", [(ordinal,) for ordinal in ordinals])
+    connection.commit()
+    connection.close()
+
+
+@pytest.mark.anyio
+async def test_a_row_that_is_asked_again_is_not_done_until_it_is_answered_though_its_part_stands(path: Path) -> None:
+    async with opened(path) as journal:
+        await journal.commit(outcome(10, 12))
+        await journal.commit(outcome(11, 13, failed=True))
+        await journal.seal(part(10, 13, ok=2), rest=None)
+        await journal.commit(outcome(14, 15))
+        with journal.reader() as reader:
+            assert reader.done(8, 17) == b"\0\0\1\1\1\1\1\1\0\0"
+            assert not reader.asks_again
+        ask_again(path, 11, 13)
+        with journal.reader() as reader:
+            assert reader.asks_again
+            assert reader.again(0, 100) == [11, 13]
+            assert reader.done(8, 17) == b"\0\0\1\0\1\0\1\1\0\0"
+            assert reader.done(12, 14) == b"\1\0\1"
+        await journal.commit(outcome(13))
+        with journal.reader() as reader:
+            assert reader.done(12, 14) == b"\1\1\1"
+
+
+@pytest.mark.anyio
+async def test_the_new_file_of_a_part_counts_in_the_place_of_the_old_one(path: Path) -> None:
+    new = replace(part(0, 3, ok=3), generation=1)
+    async with opened(path) as journal:
+        await journal.commit(outcome(0, 2))
+        await journal.commit(outcome(1, 3, failed=True))
+        await journal.seal(part(0, 3, ok=2), rest=None)
+        ask_again(path, 1, 3)
+        journal.totals.sealed_failed -= 2
+        await journal.commit(outcome(1))
+        await journal.commit(outcome(3, failed=True))
+        await journal.rewrite(new)
+        with journal.reader() as reader:
+            assert reader.rewrites() == [new]
+        await journal.rewritten(new)
+        assert (journal.totals.sealed_ok, journal.totals.sealed_failed, journal.pending_bytes) == (3, 1, 0)
+        with journal.reader() as reader:
+            assert (reader.rewrites(), reader.again(0, 9), reader.parts()) == ([], [], [new])
+            assert reader.done(0, 3) == b"\1\1\1\1"
+    assert payloads_in(path) == 0
+
+
+@pytest.mark.anyio
+async def test_all_attempts_are_read_at_once_in_their_order(path: Path) -> None:
+    async with opened(path) as journal:
+        await journal.keep_attempts(tuple(attempt(n) for n in range(2 * ATTEMPTS_A_CHUNK + 1)))
+        with journal.reader() as reader:
+            chunks = list(reader.attempts_at_once())
+    assert [len(chunk) for chunk in chunks] == [ATTEMPTS_A_CHUNK, ATTEMPTS_A_CHUNK, 1]
+    assert [one.ordinals for chunk in chunks for _, one in chunk] == [(n,) for n in range(2 * ATTEMPTS_A_CHUNK + 1)]
+
+
+@pytest.mark.anyio
+async def test_what_cannot_be_read_is_said_to_be_the_journals(path: Path) -> None:
+    async with opened(path) as journal:
+        await journal.commit(outcome(0))
+    connection = sqlite3.connect(path)
+    connection.execute("DROP TABLE attempt")
+    connection.close()
+    with JournalReader(path) as reader, pytest.raises(StorageError, match=r"\bjournal\b"):
+        list(reader.attempts_at_once())
