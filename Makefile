@@ -138,7 +138,7 @@ audit: $(READY) ## look the locked packages up in the advisory database: every o
 	@$(BIN)/pip-audit --strict --require-hashes --disable-pip --timeout 15 -r requirements.lock
 
 lock: $(READY) ## pin every package anew, with hashes
-	@$(LOCK) --extra dev --extra demo --extra audio -o requirements.lock
+	@$(LOCK) --extra dev --extra demo --extra audio --extra otel -o requirements.lock
 	@$(LOCK) --extra demo-audio -c requirements.lock -o requirements-audio.lock
 	@$(LOCK) --extra bench -o requirements-bench.lock
 	@$(LOCK) --extra docs -c requirements.lock -o requirements-docs.lock

@@ -67,6 +67,7 @@ class Event(StrEnum):
     NETWORK_FILE_SYSTEM = "network_file_system"
     STALLED = "stalled"
     METRICS_REFUSED = "metrics_refused"
+    TELEMETRY_REFUSED = "telemetry_refused"
     HTTP_BODIES_LOGGED = "http_bodies_logged"
     HTTP_REQUEST = "http_request"
     HTTP_RESPONSE = "http_response"

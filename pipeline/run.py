@@ -30,7 +30,7 @@ from pipeline.engines.descriptors import ensure_descriptors
 from pipeline.engines.ending import ending_of
 from pipeline.engines.lanes import make_lane
 from pipeline.engines.local import Sealing, SealRules, run_local
-from pipeline.engines.metrics import open_metrics
+from pipeline.engines.metrics import open_metrics, told
 from pipeline.engines.prediction import Prediction
 from pipeline.engines.signals import obeyed_signals
 from pipeline.engines.stall import StallGuard
@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     from pipeline.operations.base import Operation
     from pipeline.service.wire import Transport
     from pipeline.sources.base import Source
+    from pipeline.telemetry import Telemetry
 
 _LEAST_S = 0.001
 _Told = TypeVar("_Told")
@@ -139,6 +140,7 @@ async def run_job(
     with (
         nullcontext() if job.input.incremental is None else hold_job(job.output.path, now=now),
         open_metrics(job, clock=clock, listener=listener) as metrics,
+        told(job, clock=clock, listener=listener) as telemetry,
     ):
         summary = await _run_stages(
             job,
@@ -149,6 +151,7 @@ async def run_job(
             transport=transport,
             listener=listener if metrics is None else _both(metrics.hear, listener),
             watcher=watcher if metrics is None else _both(metrics.see, watcher),
+            telemetry=telemetry,
         )
         if metrics is not None:
             metrics.end(summary)
@@ -177,6 +180,7 @@ async def _run_stages(
     transport: Transport | None,
     listener: Listener | None,
     watcher: Callable[[Summary], None] | None,
+    telemetry: Telemetry | None,
 ) -> Summary:
     """Do what `run_job` says, which holds the job where it must."""
     layout = Layout(job.output.path)
@@ -202,6 +206,7 @@ async def _run_stages(
         transport=transport,
         listener=listener,
         watcher=watcher,
+        telemetry=telemetry,
         repaired=repaired,
         now=now,
     )
@@ -248,6 +253,7 @@ class _Invocation:
     transport: Transport | None
     listener: Listener | None
     watcher: Callable[[Summary], None] | None
+    telemetry: Telemetry | None
     repaired: Repaired | None
     now: datetime
     before_s: float | None = None
@@ -360,6 +366,7 @@ class _Invocation:
             clock=self.clock,
             dice=self.dice,
             watcher=self.watcher,
+            telemetry=self.telemetry,
             leave=os._exit if options.signals else None,
             repaired=self.repaired,
             wait=options.wait,
@@ -400,6 +407,7 @@ class _Run:
     clock: Clock
     dice: Callable[[], float]
     watcher: Callable[[Summary], None] | None
+    telemetry: Telemetry | None
     leave: Callable[[int], object] | None
     wait: bool
     simulated: bool
@@ -458,6 +466,7 @@ class _Run:
                     plan=plan,
                     plan_rules=self.rules,
                     spending=spending,
+                    telemetry=self.telemetry,
                     pool=pool,
                     batch_pool=batch_pool or pool,
                     journal=journal,

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pipeline.sources.base import Source
     from pipeline.store.folder import Layout
     from pipeline.store.journal import Journal
+    from pipeline.telemetry import Telemetry
 
 
 def make_lane(
@@ -52,6 +53,7 @@ def make_lane(
     random: Callable[[], float],
     pulse: Pulse,
     spending: Spending,
+    telemetry: Telemetry | None,
 ) -> Lane:
     """Make what sends the rows: `pool` holds the deployments of the online lane, `batch_pool` those of batches."""
     variant = change.variant(job)
@@ -78,6 +80,7 @@ def make_lane(
             random=random,
             pulse=pulse,
             spending=spending,
+            telemetry=telemetry,
         )
 
     def batch() -> BatchLane:

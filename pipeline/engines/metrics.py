@@ -18,6 +18,7 @@ from pipeline.errors import StorageError
 from pipeline.log import Event, EventLog, Level, Listener
 from pipeline.store.files import replace_text
 from pipeline.store.summary import Summary
+from pipeline.telemetry import Telemetry, open_telemetry
 
 if TYPE_CHECKING:
     from pipeline.clock import Clock
@@ -196,6 +197,26 @@ def open_metrics(job: Job, *, clock: Clock, listener: Listener | None) -> Iterat
     except BaseException:
         metrics.end(None)
         raise
+
+
+@contextmanager
+def told(job: Job, *, clock: Clock, listener: Listener | None) -> Iterator[Telemetry | None]:
+    """What tells OpenTelemetry of a run, None where the job asks for none; says once, at the end, that it was refused.
+
+    Raises JobFileError where it cannot be had.
+    """
+    telemetry = None
+    try:
+        with open_telemetry(job, clock=clock) as telemetry:
+            yield telemetry
+    finally:
+        if telemetry is not None and telemetry.trouble is not None:
+            EventLog(listener=listener, wall=clock.wall).emit(
+                Event.TELEMETRY_REFUSED,
+                Level.WARNING,
+                reason=telemetry.trouble,
+                advice="the run is none the worse; spans and measurements are missing at the collector",
+            )
 
 
 class _Writer:

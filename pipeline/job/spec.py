@@ -805,6 +805,12 @@ class RunSpec(Section):
         name="grace",
         doc="What calls in flight are given after SIGTERM or Ctrl-C.",
     )
+    otel: Literal["off", "on", "propagate"] = declare(
+        "off",
+        kind="operational",
+        doc="Tells OpenTelemetry of requests, as the environment's `OTEL_…` variables say (docs/metrics.md); needs "
+        "`pip install 'aoai-pipeline[otel]'`. `propagate` also sends a `traceparent` header to the service.",
+    )
     metrics_file: Path | None = declare(
         None,
         kind="operational",

@@ -45,6 +45,7 @@ from pipeline.pace.verdict import Answered, BadReply, RowRefused, Throttled, Tra
 from pipeline.plan.plan import Plan
 from pipeline.plan.work import Settled, Task
 from pipeline.service.classify import classify
+from pipeline.telemetry import RequestTrace, Telemetry
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -87,7 +88,7 @@ class _Asked:
     """One request on its way: what it met so far. `ended_at` is when its last attempt ended, monotonic seconds.
 
     `suspicion` is what its last refusal looks like. `retried` says that the last attempt met a fault. `first` is the
-    answer in whose place another is asked for (`RowResult.again`).
+    answer in whose place another is asked for (`RowResult.again`). `trace` is what telemetry knows of it.
     """
 
     items: tuple[Item, ...]
@@ -97,6 +98,7 @@ class _Asked:
     ended_at: float | None = None
     retried: bool = False
     suspicion: Suspicion = Suspicion.NONE
+    trace: RequestTrace | None = None
 
     def met(self, verdict: Verdict, *, sent_at: float, ended_at: float) -> None:
         """Note one more attempt."""
@@ -156,9 +158,11 @@ class OnlineLane:
         random: Callable[[], float],
         pulse: Pulse,
         spending: Spending,
+        telemetry: Telemetry | None = None,
     ) -> None:
         """Wire it up. `fetcher` is for operations that fetch; `pulse` beats at whatever is got done."""
         self._spending = spending
+        self._telemetry = telemetry
         self.in_flight = 0
         operation = findings.operation
         # To ask whether an operation is of a protocol takes 20 µs: too long for every row.
@@ -359,6 +363,16 @@ class OnlineLane:
 
     async def _asked(self, asked: _Asked) -> Outcome | _Split:
         """Send one request as often as it takes; where it is given up, its attempts are kept."""
+        if self._telemetry is None:
+            return await self._seen_to(asked)
+        asked.trace, end = self._telemetry.begin(), None
+        try:
+            end = await self._seen_to(asked)
+        finally:
+            self._telemetry.end(asked.trace, asked.attempts, end if isinstance(end, Outcome) else None)
+        return end
+
+    async def _seen_to(self, asked: _Asked) -> Outcome | _Split:
         try:
             return await self._ask(asked)
         except BaseException as end:
@@ -414,7 +428,7 @@ class OnlineLane:
                 return self._unsent(asked.items, problem.info, tuple(asked.attempts))
         share.sent = True
         try:
-            exchange = await self._send(deployment, call)
+            exchange = await self._send(deployment, call, asked.trace)
         except RefusedError as error:
             share.sent = False
             self._say_aside(self._pool.without_credential(deployment, error))
@@ -588,11 +602,15 @@ class OnlineLane:
             self._pulse.beat()
         return has_leave
 
-    async def _send(self, deployment: Deployment, call: Call) -> Exchange:
+    async def _send(self, deployment: Deployment, call: Call, trace: RequestTrace | None) -> Exchange:
         self.in_flight += 1
         try:
             with self._stop.sending():
-                return await deployment.send(call)
+                if trace is None:
+                    return await deployment.send(call)
+                exchange = await deployment.send(call, trace.headers)
+                trace.reply = exchange.reply.body if isinstance(exchange.reply, Reply) else None
+                return exchange
         finally:
             self.in_flight -= 1
             self._pulse.beat()

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from random import getrandbits
+from types import MappingProxyType
 from typing import TypeVar
 
 from pipeline.clock import Clock, Timer
@@ -242,8 +243,8 @@ class Deployment:
             return max(self.outage.probe_at, self._admission.gate.until)
         return self._admission.ready_at(now, line[0].tokens)
 
-    async def send(self, call: Call) -> Exchange:
-        """Make exactly one HTTP attempt and follow what its reply says of the limits.
+    async def send(self, call: Call, headers: Mapping[str, str] = MappingProxyType({})) -> Exchange:
+        """Make exactly one HTTP attempt, with these headers too, and follow what its reply says of the limits.
 
         Raises RefusedError when no credential can be had for it, NoTokenYetError when it may be had later; its leave is
         given back.
@@ -255,7 +256,8 @@ class Deployment:
             raise
         generation = self.credentials.generation
         client_request_id = _guid()
-        headers = {
+        sent = {
+            **headers,
             "content-type": call.content_type,
             "accept": call.accept,
             **self._headers,
@@ -270,7 +272,7 @@ class Deployment:
         self.requests += 1
         self.in_flight += 1
         try:
-            reply = await self._wire.send(url, headers, call.body, timeout_s=self._timeout_s, stream=call.stream)
+            reply = await self._wire.send(url, sent, call.body, timeout_s=self._timeout_s, stream=call.stream)
         finally:
             self.in_flight -= 1
             self._under_way = max(0, self._under_way - 1)

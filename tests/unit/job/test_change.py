@@ -81,6 +81,7 @@ OTHER: dict[str, str] = {
     "run.window": "1GiB",
     "run.grace": "7s",
     "run.metrics_file": "x.prom",
+    "run.otel": "on",
 }
 
 
