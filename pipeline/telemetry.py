@@ -60,7 +60,7 @@ _AZURE = {"azure.resource_provider.namespace": "Microsoft.CognitiveServices"}
 _FIRST_ERROR = 300
 _NANO = 1_000_000_000
 _SAMPLER = "OTEL_TRACES_SAMPLER"
-_CREDENTIALS = re.compile(r"//[^/\s@]*@|\?\S*")
+_CREDENTIALS = re.compile(r"(?<=//)[^/\s@]*@|\?\S*")
 _SAID_CHARS = 200
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import os
 import re
 import socket
@@ -353,7 +354,10 @@ async def test_a_collector_that_does_not_take_them_harms_no_run(
 ) -> None:
     with collector(status=401) as refusing, hanging() as silent:
         url = {"hangs": silent, "refuses": refusing.url, "is not there": "http://127.0.0.1:1"}[kind]
-        environment(OTEL_EXPORTER_OTLP_ENDPOINT=url.replace("//", "//user:hidden-word@"))
+        # It would wait for minutes by itself.
+        environment(
+            OTEL_EXPORTER_OTLP_ENDPOINT=url.replace("//", "//user:hidden-word@"), OTEL_EXPORTER_OTLP_TIMEOUT="300"
+        )
         bench = bench_of(tmp_path)
         began = time.monotonic()
         summary = await bench.run(Service())
@@ -407,6 +411,16 @@ def test_an_exporter_that_is_not_there_is_said_before_anything_is_sent(
     job = bench_of(tmp_path).job()
     with pytest.raises(JobFileError, match=words), open_telemetry(job, clock=ManualClock(), environ=variables):
         raise AssertionError
+
+
+def test_what_the_sdk_complains_of_is_kept_without_the_collectors_credentials(tmp_path: Path) -> None:
+    none = {"OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "none"}
+    with open_telemetry(bench_of(tmp_path).job(), clock=ManualClock(), environ=none) as telemetry:
+        assert telemetry is not None
+        said = logging.getLogger("opentelemetry.exporter")
+        said.warning("no answer from %s\nat all", "https://user:hidden-word@collector.example/v1?key=hidden-word")
+        said.error("and another")
+        assert telemetry.trouble == "no answer from https://collector.example/v1"
 
 
 def test_no_exporter_at_all_is_possible(tmp_path: Path) -> None:
