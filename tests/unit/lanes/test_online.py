@@ -498,7 +498,7 @@ async def test_a_wait_ends_at_once_when_the_run_stops(bench: Bench, status: int)
 class Outlasting(Service):
     """Refuses `c`, which ends the run, once `a` and `b` are in flight; answers these `late_s` after the run stops."""
 
-    def __init__(self, bench: Bench, *, late_s: float = 0.05) -> None:
+    def __init__(self, bench: Bench, *, late_s: float = 0.5) -> None:
         super().__init__(lambda texts, _: refusal(401) if texts == ["c"] else None)
         self._bench = bench
         self._late_s = late_s
