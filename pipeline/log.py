@@ -47,6 +47,7 @@ class Event(StrEnum):
     PACK_SPLIT = "pack_split"
     PAUSED = "paused"
     ANOTHER_MODEL = "another_model"
+    SENDER_DIED = "sender_died"
     DEPLOYMENT_SET_ASIDE = "deployment_set_aside"
     DEPLOYMENT_BACK = "deployment_back"
     OUTAGE_BEGAN = "outage_began"
@@ -94,7 +95,20 @@ class EventLog:
         if self._listener is not None:
             self._listener(said)
         if self._sink is not None:
-            self._sink.write(_render(said))
+            self._sink.write(render(said))
+
+    def relay(self, lines: bytes) -> None:
+        """Say what another process of the run had to say: whole lines, as `render` makes them.
+
+        Raises StorageError the first time that the disk refuses.
+        """
+        if self._listener is not None:
+            for line in lines.splitlines():
+                said = orjson.loads(line)
+                said["at"] = datetime.fromisoformat(said["at"])
+                self._listener(said)
+        if self._sink is not None:
+            self._sink.write(lines)
 
     def close(self) -> None:
         """Give the file back."""
@@ -102,8 +116,8 @@ class EventLog:
             self._sink.close()
 
 
-def _render(event: Mapping[str, Any]) -> bytes:
-    """One JSON line; control characters in values are escaped by JSON itself."""
+def render(event: Mapping[str, Any]) -> bytes:
+    """One event as a line of JSON; control characters in values are escaped by JSON itself."""
     try:
         return orjson.dumps(event, default=str, option=orjson.OPT_APPEND_NEWLINE)
     except orjson.JSONEncodeError:  # half a surrogate pair, such as Python makes of a file name that is not UTF-8
@@ -122,7 +136,7 @@ class _RotatingFile:
             raise self._failure(error) from error
 
     def write(self, line: bytes) -> None:
-        """Append one whole line. Raises StorageError the first time that the disk refuses, then drops what comes."""
+        """Append whole lines. Raises StorageError the first time that the disk refuses, then drops what comes."""
         if self._failed:
             return
         try:

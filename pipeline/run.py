@@ -51,6 +51,7 @@ from pipeline.job.batch import BATCH_FORMAT
 from pipeline.job.load import check_columns
 from pipeline.job.training import TRAINING
 from pipeline.lanes.commit import Commits
+from pipeline.lanes.crew import Crew
 from pipeline.lanes.findings import Findings
 from pipeline.lanes.pulse import Pulse
 from pipeline.lanes.spending import Spending, open_spending
@@ -82,6 +83,7 @@ from pipeline.store.summary import Summary, write_summary
 
 if TYPE_CHECKING:
     from pipeline.job.spec import Job
+    from pipeline.lanes.base import Lane
     from pipeline.operations.base import Operation
     from pipeline.service.wire import Transport
     from pipeline.sources.base import Source
@@ -259,9 +261,11 @@ class _Invocation:
     before_s: float | None = None
 
     def first(self, rows: int) -> _Invocation:
-        """The stage of the canary: no rows but so many first ones."""
+        """The stage of the canary: no rows but so many first ones, for which one process is enough."""
         limit = rows if self.options.limit is None else min(rows, self.options.limit)
-        return replace(self, options=replace(self.options, limit=limit))
+        run = self.job.run.model_copy(update={"processes": 1})
+        job = self.job.model_copy(update={"run": run})
+        return replace(self, job=job, options=replace(self.options, limit=limit))
 
     def after(self, seconds: float) -> _Invocation:
         """The stage after one that took so long of the deadline, and found the folder repaired or moved aside."""
@@ -387,6 +391,8 @@ def _check_options(job: Job, options: RunOptions) -> None:
         )
     elif trains and options.retry is not None:
         wrong = f"retry is not for {TRAINING}: mend the examples, and run the job again"
+    elif options.http_log is not None and job.run.processes > 1:
+        wrong = "--http-log writes what the run's own process sends: add --set run.processes=1"
     elif options.cancel and not trains:
         wrong = f"--cancel is for {TRAINING}: Ctrl-C stops every other run"
     if wrong is not None:
@@ -484,6 +490,8 @@ class _Run:
                     clock=clock,
                     random=self.dice,
                     pulse=pulse,
+                    log=self.log,
+                    crew=job.run.processes > 1 and transport is None,
                 )
                 sealing = self.sealing = Sealing(
                     layout=layout,
@@ -512,7 +520,7 @@ class _Run:
                     journal=journal,
                     plan=plan,
                     lane=lane,
-                    pool=pool,
+                    pool=lane if isinstance(lane, Crew) else pool,
                     spending=spending,
                     prediction=prediction,
                     limit=self.rules.limit,
@@ -551,7 +559,7 @@ class _Run:
                         lane=lane,
                         plan=plan,
                         sealing=sealing,
-                        workers=1 if job.run.lane == "batch" else job.run.workers,
+                        workers=_hands(job, lane),
                         stop=self.stop,
                         grace_s=job.run.grace_s,
                         clock=clock,
@@ -766,6 +774,13 @@ class _Run:
             exit_code=summary.exit_code,
             rows=asdict(summary.rows),
         )
+
+
+def _hands(job: Job, lane: Lane) -> int:
+    """How many of a lane's workers there are: those of a crew see to one process each."""
+    if isinstance(lane, Crew):
+        return job.run.processes
+    return 1 if job.run.lane == "batch" else job.run.workers
 
 
 async def _repaired(job: Job, layout: Layout, now: datetime, options: RunOptions) -> Repaired | None:

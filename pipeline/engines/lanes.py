@@ -11,7 +11,9 @@ from pipeline.job.template import compile_request
 from pipeline.lanes.auto import AutoLane
 from pipeline.lanes.batch import BatchLane, BatchRules
 from pipeline.lanes.batch_places import batch_places
+from pipeline.lanes.crew import Crew
 from pipeline.lanes.online import LaneRules, OnlineLane
+from pipeline.operations.base import Portable
 from pipeline.pace.batches import online_s, pull_back_at
 from pipeline.pace.retry import RetryRules
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from pipeline.lanes.pulse import Pulse
     from pipeline.lanes.spending import Spending
     from pipeline.lanes.stop import Stop
+    from pipeline.log import EventLog
     from pipeline.plan.plan import Plan
     from pipeline.plan.ranges import PlanRules
     from pipeline.service.fetch import Fetcher
@@ -32,6 +35,19 @@ if TYPE_CHECKING:
     from pipeline.store.folder import Layout
     from pipeline.store.journal import Journal
     from pipeline.telemetry import Telemetry
+
+
+def lane_rules(job: Job, layout: Layout) -> LaneRules:
+    """What the job says of sending rows one by one."""
+    return LaneRules(
+        retry=RetryRules(max_attempts=job.run.max_attempts, max_pause_s=job.run.max_pause_s),
+        raw=_raw(job),
+        variant=change.variant(job),
+        root=layout.root,
+        pieces=layout.pieces,
+        right_size=job.run.right_size,
+        rows_own=compile_request(job.request).row_fields if job.request else None,
+    )
 
 
 def make_lane(
@@ -54,8 +70,13 @@ def make_lane(
     pulse: Pulse,
     spending: Spending,
     telemetry: Telemetry | None,
+    log: EventLog,
+    crew: bool,
 ) -> Lane:
-    """Make what sends the rows: `pool` holds the deployments of the online lane, `batch_pool` those of batches."""
+    """Make what sends the rows: `pool` holds the deployments of the online lane, `batch_pool` those of batches.
+
+    `crew`: several processes send.
+    """
     variant = change.variant(job)
 
     def online() -> OnlineLane:
@@ -65,15 +86,7 @@ def make_lane(
             journal=journal,
             findings=findings,
             commits=commits,
-            rules=LaneRules(
-                retry=RetryRules(max_attempts=job.run.max_attempts, max_pause_s=job.run.max_pause_s),
-                raw=_raw(job),
-                variant=variant,
-                root=layout.root,
-                pieces=layout.pieces,
-                right_size=job.run.right_size,
-                rows_own=compile_request(job.request).row_fields if job.request else None,
-            ),
+            rules=lane_rules(job, layout),
             fetcher=fetcher,
             stop=stop,
             clock=clock,
@@ -109,6 +122,20 @@ def make_lane(
             spending=spending,
         )
 
+    if crew and isinstance(findings.operation, Portable):
+        return Crew(
+            job=job,
+            operation=findings.operation,
+            plan=plan,
+            pool=pool,
+            journal=journal,
+            findings=findings,
+            commits=commits,
+            log=log,
+            stop=stop,
+            clock=clock,
+            pulse=pulse,
+        )
     if job.run.lane == "online":
         return online()
     if job.run.lane == "batch":

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline.engines.prediction import Prediction
     from pipeline.job.spec import Job
     from pipeline.lanes.base import Lane
+    from pipeline.lanes.crew import Crew
     from pipeline.lanes.spending import Spending
     from pipeline.plan.plan import Plan
     from pipeline.service.pool import Pool
@@ -36,7 +37,7 @@ class Tally:
         journal: Journal,
         plan: Plan,
         lane: Lane,
-        pool: Pool,
+        pool: Pool | Crew,
         spending: Spending,
         prediction: Prediction,
         limit: int | None,

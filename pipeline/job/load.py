@@ -323,6 +323,7 @@ class _Reader:
         self._pieces(request or {}, output)
         run = self._run(data.get("run") or {}, operation)
         deployments = self._lanes(deployments, run, operation, request or {})
+        self._processes(run, operation, inputs)
         if run is not None:
             asked = None if lines else request
             for path, message in budget_problems(operation=operation, request=asked, run=run, deployments=deployments):
@@ -439,6 +440,24 @@ class _Reader:
             message = "is id, which needs input.id: name the column, or say content"
         if message is not None:
             self.report.add(("input", "incremental"), message)
+
+    def _processes(self, run: RunSpec | None, operation: str | None, inputs: InputSpec | None) -> None:
+        """Several processes send what one can hand to another and what needs no say of all of them together."""
+        if run is None or run.processes == 1:
+            return
+        message = None
+        if operation is not None and operation not in _CARRIED:
+            message = f"above 1 is for {_those(_CARRIED)}"
+        elif run.lane != "online":
+            message = "above 1 is for run.lane: online"
+        elif inputs is not None and inputs.media_root is not None:
+            message = "above 1 is not for rows that name files: leave input.media_root out"
+        elif run.max_cost is not None or run.max_tokens_total is not None:
+            message = "above 1 knows no budget yet: leave run.max_cost and run.max_tokens_total out, or send from one"
+        elif run.processes > run.workers:
+            message = f"must not be more than run.workers, which is {run.workers}"
+        if message is not None:
+            self.report.add(("run", "processes"), message)
 
     def _pattern(self, text: str) -> str:
         return _resolve(text, self.file, self.variables.variables, pattern=True)

@@ -37,7 +37,7 @@ DEFAULT_TIMEOUT_S = 300.0
 MEDIA_TIMEOUT_S = 600.0  # sound and pictures take longer to make, and to carry
 
 # Keys of later work: known, so that they are refused with a better word than "unknown".
-LATER_KEYS = frozenset({"dedupe", "processes"})
+LATER_KEYS = frozenset({"dedupe"})
 
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
 _DURATION_PIECE = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
@@ -691,6 +691,13 @@ class RunSpec(Section):
     )
     workers: Annotated[int, Strict(), Field(ge=1, le=10_000)] = declare(
         32, kind="operational", type_text="number", doc="The most requests in flight."
+    )
+    processes: Annotated[int, Strict(), Field(ge=1, le=64)] = declare(
+        1,
+        kind="operational",
+        type_text="number",
+        doc="How many processes send, each with its share of `workers` and of the quotas; 1: the run's own. For online "
+        "rows of chat, completions, embeddings and responses, where one core is too few (docs/performance.md).",
     )
     timeout_s: Duration = declare(
         DEFAULT_TIMEOUT_S,

@@ -15,11 +15,12 @@ from pipeline.lanes.stop import Stop
 from pipeline.log import Event, EventLog, Level
 from pipeline.model import Attempt, Outcome, RowResult, WrittenFile
 from pipeline.store.ballast import PAUSES_S
+from pipeline.store.journal import Journal
 from pipeline.store.media import write_media
 
 if TYPE_CHECKING:
+    from pipeline.lanes.base import Keeping
     from pipeline.store.ballast import Ballast
-    from pipeline.store.journal import Journal
 
 
 class Commits:
@@ -28,7 +29,7 @@ class Commits:
     def __init__(
         self,
         *,
-        journal: Journal,
+        journal: Keeping,
         ballast: Ballast | None,
         root: Path,
         stop: Stop,
@@ -78,11 +79,13 @@ class Commits:
 
     async def piece(self, key: str, outcome: Outcome) -> None:
         """Keep what one piece of a row came to: its answer, or the attempts that it cost."""
+        journal = self._journal
+        assert isinstance(journal, Journal)  # noqa: S101 - rows are cut into pieces in the run's own process alone
         with anyio.CancelScope(shield=True):
             if outcome.rows[0].ok:
-                await self._journal.keep_piece(key, outcome)
+                await journal.keep_piece(key, outcome)
             else:
-                await self._journal.keep_attempts(outcome.attempts)
+                await journal.keep_attempts(outcome.attempts)
         self._pulse.beat()
 
     async def attempts(self, attempts: tuple[Attempt, ...]) -> None:

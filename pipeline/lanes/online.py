@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 import anyio
 
 from pipeline.errors import NoTokenYetError, PipelineError, RefusedError, ReplyError, RowError, RowProblem
+from pipeline.lanes.base import Handing, Keeping
 from pipeline.lanes.breaker import Breaker, Suspicion
 from pipeline.lanes.commit import Commits
 from pipeline.lanes.findings import Findings
@@ -42,7 +43,6 @@ from pipeline.pace.retry import (
     full_jitter,
 )
 from pipeline.pace.verdict import Answered, BadReply, RowRefused, Throttled, Transient, Verdict
-from pipeline.plan.plan import Plan
 from pipeline.plan.work import Settled, Task
 from pipeline.service.classify import classify
 from pipeline.telemetry import RequestTrace, Telemetry
@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     from pipeline.service.deployment import Deployment, Exchange
     from pipeline.service.fetch import Fetcher
     from pipeline.service.pool import Aside, Pool
-    from pipeline.store.journal import Journal
 
 MAX_STORED_RESPONSE_BYTES = 1024 * 1024
 ECHO_BYTES = 32
@@ -146,9 +145,9 @@ class OnlineLane:
     def __init__(
         self,
         *,
-        plan: Plan,
+        plan: Handing,
         pool: Pool,
-        journal: Journal,
+        journal: Keeping,
         findings: Findings,
         commits: Commits,
         rules: LaneRules,

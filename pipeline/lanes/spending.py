@@ -25,6 +25,7 @@ from pipeline.store.summary import Allotted, BudgetState
 
 if TYPE_CHECKING:
     from pipeline.job.spec import Job
+    from pipeline.lanes.base import Keeping
     from pipeline.model import Item
     from pipeline.operations.base import Operation
     from pipeline.store.journal import BatchRecord, Journal, Totals
@@ -97,7 +98,7 @@ class Spending:
         *,
         budgets: Sequence[Budget],
         operation: Operation,
-        journal: Journal,
+        journal: Keeping,
         noted: Mapping[str, Mapping[str, int]],
         stop: Stop,
     ) -> None:

@@ -40,6 +40,38 @@ class Asked:
     whole: Item | None = None
 
 
+def packed(asked: Asked) -> Any:
+    """Write down what an item holds as plain values (`Portable`). Its pictures are bytes: none is a file's."""
+    whole = asked.whole
+    return (
+        asked.body,
+        asked.bounds,
+        asked.output_tokens,
+        asked.stream,
+        asked.own_stream_options,
+        [(picture.kind, picture.source) for picture in asked.pictures],
+        asked.again,
+        None if whole is None else (whole.ordinal, packed(whole.content), whole.tokens, whole.output_tokens),
+    )
+
+
+def unpacked(values: Any) -> Asked:
+    """Make again what `packed` wrote."""
+    body, bounds, output_tokens, stream, own_stream_options, pictures, again, whole = values
+    return Asked(
+        body=body,
+        bounds=tuple((name, tokens) for name, tokens in bounds),
+        output_tokens=output_tokens,
+        stream=stream,
+        own_stream_options=own_stream_options,
+        pictures=tuple(Picture(kind, source) for kind, source in pictures),
+        again=again,
+        whole=None
+        if whole is None
+        else Item(ordinal=whole[0], content=unpacked(whole[1]), tokens=whole[2], output_tokens=whole[3]),
+    )
+
+
 def take_stream(body: dict[str, Any]) -> bool:
     """Take `stream` out of a body, and `stream_options` where nothing is streamed. Raises RowError, code `type`."""
     stream = body.pop("stream", None)

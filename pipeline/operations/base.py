@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -147,6 +147,17 @@ class Sizing(Operation, Protocol):
 
         An answer that this bound cuts asks for the item as it was (`RowResult.again`). Pure.
         """
+
+
+@runtime_checkable
+class Portable(Operation, Protocol):
+    """An operation whose items can be handed to another process of the run."""
+
+    def packed(self, content: Any) -> Any:
+        """Write an item's content as plain values: what MessagePack knows."""
+
+    def unpacked(self, values: Any) -> Any:
+        """Make the content of what `packed` wrote."""
 
 
 @runtime_checkable

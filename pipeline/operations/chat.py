@@ -14,7 +14,17 @@ from pipeline.job.template import request_template
 from pipeline.job.tokens import estimate
 from pipeline.model import Call, Item, Reply, Row, RowResult, Target
 from pipeline.operations import OperationEntry
-from pipeline.operations._asked import Asked, ask, call, sized, take_stream, takes_usage_option, truncated
+from pipeline.operations._asked import (
+    Asked,
+    ask,
+    call,
+    packed,
+    sized,
+    take_stream,
+    takes_usage_option,
+    truncated,
+    unpacked,
+)
 from pipeline.operations._chunks import read_choices, read_completion
 from pipeline.operations._filter import filter_column
 from pipeline.operations._json import bad_reply, read_model, read_usage, write_body, write_json
@@ -103,6 +113,14 @@ class ChatOperation(OneRow):
         (item,) = items
         usage_option = takes_usage_option(target, since=_USAGE_OPTION_SINCE)
         return call("chat/completions", item, model=target.body_model, usage_option=usage_option)
+
+    def packed(self, content: Asked) -> Any:
+        """See `Portable`."""
+        return packed(content)
+
+    def unpacked(self, values: Any) -> Asked:
+        """See `Portable`."""
+        return unpacked(values)
 
     def parse(self, items: Sequence[Item], reply: Reply) -> list[RowResult]:
         """Read the answer; a streamed one is put together as it would have come in one piece.

@@ -172,6 +172,15 @@ class EmbeddingsOperation:
         body["encoding_format"] = "base64"
         return Call(endpoint="embeddings", body=orjson.dumps(body), tokens=sum(map(_tokens, unique)))
 
+    def packed(self, content: Text) -> Any:
+        """See `Portable`."""
+        return content.pieces, dict(content.fields)
+
+    def unpacked(self, values: Any) -> Text:
+        """See `Portable`."""
+        pieces, fields = values
+        return Text(tuple(pieces), fields)
+
     def parse(self, items: Sequence[Item], reply: Reply) -> list[RowResult]:
         """Give every row its vector, or vectors, as little-endian float32 bytes, and its share of the usage.
 

@@ -14,7 +14,7 @@ from pipeline.job.template import request_template
 from pipeline.job.tokens import estimate
 from pipeline.model import Call, ErrorInfo, ErrorType, Item, Reply, Row, RowResult, Target
 from pipeline.operations import OperationEntry
-from pipeline.operations._asked import Asked, ask, call, sized, take_stream, truncated
+from pipeline.operations._asked import Asked, ask, call, packed, sized, take_stream, truncated, unpacked
 from pipeline.operations._checks import refuse
 from pipeline.operations._filter import filter_column
 from pipeline.operations._json import bad_reply, read_model, read_object, read_usage, write_body, write_json
@@ -120,6 +120,14 @@ class ResponsesOperation(OneRow):
         """
         (item,) = items
         return call("responses", item, model=target.body_model or target.deployment)
+
+    def packed(self, content: Asked) -> Any:
+        """See `Portable`."""
+        return packed(content)
+
+    def unpacked(self, values: Any) -> Asked:
+        """See `Portable`."""
+        return unpacked(values)
 
     def parse(self, items: Sequence[Item], reply: Reply) -> list[RowResult]:
         """Read the response, or a stream's last event, which holds it whole.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TypeAlias
 
 from pipeline.pace.bucket import Bucket, Window
 from pipeline.pace.cost import CostFactor, Mark
@@ -40,6 +41,11 @@ REFUSED_LEAST = 3
 """Refusals that name no limit cut the rate from this share, and this many, of what was sent of late on."""
 
 
+Portion: TypeAlias = tuple[int, int]
+"""Which of how many processes of one run that share its quota; counted from 0."""
+WHOLE: Portion = (0, 1)
+
+
 class Quota:
     """One limit per minute, smoothed by a bucket and kept to by a window of `span_s` seconds; None is no limit yet.
 
@@ -51,14 +57,15 @@ class Quota:
     """
 
     __slots__ = (
-        "_allowed", "_allowed_to", "_bucket", "_highest", "_least", "_leave", "_lowered_at", "_parts", "_span_s",
-        "_stated", "_window", "flows", "limit", "offered", "rate", "scale",
+        "_allowed", "_allowed_to", "_bucket", "_highest", "_least", "_leave", "_lowered_at", "_parts", "_portion",
+        "_span_s", "_stated", "_window", "flows", "limit", "offered", "rate", "scale",
     )  # fmt: skip
 
     def __init__(self, *, stated: float | None, leave: float, span_s: float, margin_s: float, least: float) -> None:
         self._stated = stated
         self._leave = leave
         self._parts = 1
+        self._portion = WHOLE
         self._least = least
         self._span_s = span_s
         self._window = Window(limit=0.0, span_s=span_s + margin_s)
@@ -102,15 +109,21 @@ class Quota:
         lowered = self._lowered_at is not None and now - self._lowered_at < LOWERED_S
         return self._highest if lowered else self.limit
 
-    def share(self, parts: int, now: float) -> None:
-        """Keep to one of so many equal parts of the limit; it stays what is known of the service."""
-        if parts != self._parts:
-            self._parts = parts
+    def share(self, parts: int, now: float, portion: Portion = WHOLE) -> None:
+        """Keep to one of so many equal parts of the limit, and of that to our portion; the limit stays known."""
+        if (parts, portion) != (self._parts, self._portion):
+            self._parts, self._portion = parts, portion
             if self.limit is not None:
                 self._take_share(self.limit, now)
 
     def _take_share(self, limit: float, now: float) -> None:
-        self.rate.limit_to(limit * (1 - self._leave) / self._parts, now=now)
+        paced = limit * (1 - self._leave) / self._parts
+        index, of = self._portion
+        if of > 1:
+            # A window holds whole requests: what the windows of all hold is no more than one window would.
+            whole = max(1, math.ceil(paced * self._span_s / MINUTE_S - 1e-9))
+            paced *= max(1, (whole + index) // of) / whole
+        self.rate.limit_to(paced, now=now)
         self.apply(now)
 
     def apply(self, now: float) -> None:
@@ -204,10 +217,13 @@ class Admission:
         self._first_at: float | None = None
         self._followed_at = float("-inf")
 
-    def share(self, parts: int, now: float) -> None:
-        """Keep to one of so many equal parts of both limits: others on this machine take the rest."""
-        self._requests.share(parts, now)
-        self._tokens.share(parts, now)
+    def share(self, parts: int, now: float, portion: Portion = WHOLE) -> None:
+        """Keep to one of so many equal parts of both limits: others on this machine take the rest.
+
+        Of that part, `portion` says what is this process's, where several of one run share it.
+        """
+        self._requests.share(parts, now, portion)
+        self._tokens.share(parts, now, portion)
 
     @property
     def requests_per_minute(self) -> float | None:

@@ -47,6 +47,13 @@ class Gate:
             self._closed.append((max(before, now), self.until))
             self._closed_s += self.until - max(before, now)
 
+    def hold(self, now: float, until: float) -> None:
+        """Stay closed until a moment that another process was told of."""
+        if until > max(self.until, now):
+            self._closed.append((max(self.until, now), until))
+            self._closed_s += until - max(self.until, now)
+            self.until = until
+
     def closed_in_all_s(self, now: float) -> float:
         """Return for how many seconds it was closed so far."""
         return self._closed_s - max(0.0, self.until - now) if self._closed_s else 0.0

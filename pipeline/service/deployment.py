@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from pipeline.clock import Clock, Timer
 from pipeline.model import Call, ErrorInfo, NoReply, Reply, Target
-from pipeline.pace.admission import Admission
+from pipeline.pace.admission import WHOLE, Admission, Portion
 from pipeline.pace.budget import RetryBudget
 from pipeline.pace.concurrency import Concurrency
 from pipeline.pace.cost import Mark
@@ -139,6 +139,7 @@ class Deployment:
         self._woken_at = float("-inf")
         self._under_way = 0
         self._parts = 1
+        self._portion = WHOLE
         self._concurrency = Concurrency()
         self._budget = RetryBudget()
 
@@ -176,13 +177,27 @@ class Deployment:
         """The same, where a quota that was lowered not long ago is taken as it was."""
         return self._admission.most_tokens(self._clock.now())
 
-    def share(self, parts: int) -> None:
-        """Keep to one of so many equal parts of the quota."""
-        if parts != self._parts:
-            self._parts = parts
+    @property
+    def parts(self) -> int:
+        """In how many equal parts the quota is cut, of which this run has one."""
+        return self._parts
+
+    def share(self, parts: int, portion: Portion = WHOLE) -> None:
+        """Keep to one of so many equal parts of the quota, and of that to our portion (see Admission)."""
+        if (parts, portion) != (self._parts, self._portion):
+            self._parts, self._portion = parts, portion
             now = self._clock.now()
-            self._admission.share(parts, now)
+            self._admission.share(parts, now, portion)
             self._rearm(now, at_once=True)
+
+    @property
+    def paused_until(self) -> float:
+        """To when nothing may leave because the service said so, monotonic seconds."""
+        return self._admission.gate.until
+
+    def hold(self, until: float) -> None:
+        """Let nothing leave before a moment, monotonic seconds, that another process of the run was told of."""
+        self._admission.gate.hold(self._clock.now(), until)
 
     def try_leave(self, tokens: int, *, retry: bool = False) -> bool:
         """Take leave for one request of `tokens` if it may go at once and nobody waits."""

@@ -344,11 +344,13 @@ async def open_pool(
     random: Callable[[], float],
     transport: Transport | None = None,
     http_log: HttpLog | None = None,
+    seated: bool = True,
 ) -> AsyncIterator[Pool]:
     """Open the job's deployments for a lane, and close them again.
 
-    `random` gives numbers from 0 to 1. A transport that is given serves every deployment and stays the caller's to
-    close. Raises RefusedError for what makes a deployment unusable before anything is sent.
+    `seated`: take a seat among the runs that ask the same deployments; else somebody else has taken it. `random` gives
+    numbers from 0 to 1. A transport that is given serves every deployment and stays the caller's to close. Raises
+    RefusedError for what makes a deployment unusable before anything is sent.
     """
     async with AsyncExitStack() as stack:
         deployments = []
@@ -359,7 +361,7 @@ async def open_pool(
             deployment = _deployment(spec, job, clock=clock, random=random, transport=transport, http_log=http_log)
             stack.push_async_callback(deployment.aclose)
             deployments.append(deployment)
-            if transport is None and lane == "online":
+            if transport is None and lane == "online" and seated:
                 seat = Seat(shared_folder(os.environ), origin=deployment.origin, deployment=spec.deployment)
                 seats[deployment] = stack.enter_context(seat)
         pool = Pool(tuple(deployments), clock=clock, max_outage_s=job.run.max_outage_s, seats=seats)

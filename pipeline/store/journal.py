@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import ormsgpack
 
@@ -194,6 +194,21 @@ class _Change:
     done: asyncio.Future[None] | None = field(default=None)
 
 
+class Packed(NamedTuple):
+    """An outcome as the journal keeps it, packed by whichever process had the answer.
+
+    `rows` are ordinals and whether they are ok, `attempts` verdicts and blobs. `tokens` are those of input, output,
+    both and of the cache that count for the totals: none where the rows were `carried`.
+    """
+
+    rows: Sequence[tuple[int, bool]]
+    payload: bytes
+    attempts: Sequence[tuple[str, bytes]]
+    tokens: tuple[int, int, int, int]
+    batched: bool = False
+    carried: bool = False
+
+
 class Journal:
     """The journal of one shard, open for writing. Create it in the event loop that commits to it."""
 
@@ -245,6 +260,14 @@ class Journal:
     async def keep_attempts(self, attempts: tuple[Attempt, ...]) -> None:
         """Keep attempts whose rows stay pending (a clean stop)."""
         await self._submit(lambda connection: self._keep_attempts(connection, attempts))
+
+    def put_packed(self, packed: Packed) -> asyncio.Future[None]:
+        """Queue an outcome that another process packed; the future is done when it is kept, as `commit` says it."""
+        return self._put(lambda connection: self._keep_packed(connection, packed))
+
+    def put_attempts(self, attempts: Sequence[tuple[str, bytes]]) -> asyncio.Future[None]:
+        """Queue attempts that another process packed, likewise."""
+        return self._put(lambda connection: self._keep_packed_attempts(connection, attempts))
 
     async def keep_piece(self, key: str, outcome: Outcome) -> None:
         """Keep what a piece of a row came to, under the piece's key, until the row itself is committed as ok.
@@ -347,12 +370,16 @@ class Journal:
         self._connection.close()
 
     async def _submit(self, apply: Callable[[Connection], None]) -> None:
+        # A waiter that is cancelled cancels nothing but this: the change is committed all the same.
+        await self._put(apply)
+
+    def _put(self, apply: Callable[[Connection], None]) -> asyncio.Future[None]:
+        """Queue a change. Raises what ended the journal."""
         if self._failure is not None:
             raise self._failure
         done: asyncio.Future[None] = self._loop.create_future()
         self._queue.put(_Change(apply, done))
-        # A waiter that is cancelled cancels nothing but this: the change is committed all the same.
-        await done
+        return done
 
     def _write(self) -> None:
         """The writer thread: whatever is queued becomes one transaction."""
@@ -425,30 +452,32 @@ class Journal:
         return last
 
     def _keep(self, connection: Connection, outcome: Outcome) -> None:
-        size = insert_results(connection, outcome)
-        self.pending_bytes += size
-        totals = self.totals
-        ok = sum(row.ok for row in outcome.rows)
-        totals.ok += ok
-        totals.failed += len(outcome.rows) - ok
-        totals.carried += len(outcome.rows) if outcome.carried else 0
-        for row in outcome.rows:
-            if row.usage is not None and not outcome.carried:
-                totals.input_tokens += row.usage.input_tokens or 0
-                totals.output_tokens += row.usage.output_tokens or 0
-                totals.total_tokens += row.usage.total_tokens or 0
-                totals.cached_tokens += row.usage.cached_tokens or 0
-                if outcome.batched:
-                    totals.batched_input_tokens += row.usage.input_tokens or 0
-                    totals.batched_output_tokens += row.usage.output_tokens or 0
-        if outcome.attempts:
-            totals.requests += 1
-        self._keep_attempts(connection, outcome.attempts)
+        self._keep_packed(connection, pack(outcome))
         for file in outcome.files:
             keep_file(connection, file)
+
+    def _keep_packed(self, connection: Connection, packed: Packed) -> None:
+        size = _insert_packed(connection, packed.rows, packed.payload)
+        self.pending_bytes += size
+        totals = self.totals
+        ok = sum(ok for _, ok in packed.rows)
+        totals.ok += ok
+        totals.failed += len(packed.rows) - ok
+        totals.carried += len(packed.rows) if packed.carried else 0
+        given, answered, in_all, cached = packed.tokens
+        totals.input_tokens += given
+        totals.output_tokens += answered
+        totals.total_tokens += in_all
+        totals.cached_tokens += cached
+        if packed.batched:
+            totals.batched_input_tokens += given
+            totals.batched_output_tokens += answered
+        if packed.attempts:
+            totals.requests += 1
+        self._keep_packed_attempts(connection, packed.attempts)
         if self._in_pieces:
             # A failed row's pieces stay: when it is sent again, they are not.
-            done = [(row.ordinal,) for row in outcome.rows if row.ok]
+            done = [(ordinal,) for ordinal, ok in packed.rows if ok]
             connection.executemany("DELETE FROM piece WHERE ordinal = ?", done)
         self._saw(size)
 
@@ -466,12 +495,15 @@ class Journal:
         self._keep_attempts(connection, outcome.attempts)
 
     def _keep_attempts(self, connection: Connection, attempts: tuple[Attempt, ...]) -> None:
-        for attempt in attempts:
-            connection.execute("INSERT INTO attempt (blob) VALUES (?)", (encode_attempt(attempt),))
+        self._keep_packed_attempts(connection, pack_attempts(attempts))
+
+    def _keep_packed_attempts(self, connection: Connection, attempts: Sequence[tuple[str, bytes]]) -> None:
+        for verdict, blob in attempts:
+            connection.execute("INSERT INTO attempt (blob) VALUES (?)", (blob,))
             self.totals.attempts += 1
-            if attempt.verdict == "throttled":
+            if verdict == "throttled":
                 self.totals.throttled += 1
-            elif attempt.verdict == "pack_refused":
+            elif verdict == "pack_refused":
                 self.totals.calls_on_refusals += 1
 
     def _seal(self, connection: Connection, part: Part, rest: Span | None) -> None:
@@ -763,6 +795,29 @@ class JournalReader:
             return self._connection.execute(sql, values).fetchall()
 
 
+def pack(outcome: Outcome) -> Packed:
+    """Pack an outcome, but for its files."""
+    usages = [] if outcome.carried else [row.usage for row in outcome.rows if row.usage is not None]
+    return Packed(
+        rows=[(row.ordinal, row.ok) for row in outcome.rows],
+        payload=encode_outcome(outcome),
+        attempts=pack_attempts(outcome.attempts),
+        tokens=(
+            sum(usage.input_tokens or 0 for usage in usages),
+            sum(usage.output_tokens or 0 for usage in usages),
+            sum(usage.total_tokens or 0 for usage in usages),
+            sum(usage.cached_tokens or 0 for usage in usages),
+        ),
+        batched=outcome.batched,
+        carried=outcome.carried,
+    )
+
+
+def pack_attempts(attempts: Sequence[Attempt]) -> list[tuple[str, bytes]]:
+    """Pack attempts: verdict and blob of each."""
+    return [(attempt.verdict, encode_attempt(attempt)) for attempt in attempts]
+
+
 def create_tables(connection: Connection) -> None:
     """Make the tables that are not there, and bring those of an older version up to date; call it in a transaction."""
     for statement in _TABLES.split(";"):
@@ -805,11 +860,14 @@ def insert(connection: Connection, table: str, value: Part | Span) -> None:
 
 def insert_results(connection: Connection, outcome: Outcome) -> int:
     """Add the rows of an outcome; returns the bytes that they take. Raises IntegrityError for one that is there."""
-    blob = encode_outcome(outcome)
+    return _insert_packed(connection, [(row.ordinal, row.ok) for row in outcome.rows], encode_outcome(outcome))
+
+
+def _insert_packed(connection: Connection, rows: Sequence[tuple[int, bool]], blob: bytes) -> int:
     payload = connection.execute("INSERT INTO payload (blob) VALUES (?)", (blob,)).lastrowid
     connection.executemany(
         "INSERT INTO result VALUES (?, ?, ?, ?)",
-        [(row.ordinal, payload, slot, row.ok) for slot, row in enumerate(outcome.rows)],
+        [(ordinal, payload, slot, ok) for slot, (ordinal, ok) in enumerate(rows)],
     )
     return len(blob)
 

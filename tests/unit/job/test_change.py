@@ -64,6 +64,7 @@ OTHER: dict[str, str] = {
     "run.lane": "online",
     "run.poll": "7s",
     "run.keep_files": "true",
+    "run.processes": "2",
     "run.workers": "7",
     "run.timeout": "7s",
     "run.max_attempts": "7",

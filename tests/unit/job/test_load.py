@@ -179,6 +179,26 @@ def test_what_batches_cannot_do_is_refused(tmp_path: Path, sections: dict[str, A
 
 
 @pytest.mark.parametrize(
+    ("sections", "word"),
+    [
+        ({"operation": "speech", "request": {"input": "x", "voice": "v"}}, "is for chat, completions"),
+        ({"run": {"lane": "batch", "processes": 2}, "deployments": BATCHES}, "is for run.lane: online"),
+        ({"run": {"lane": "auto", "deadline": "1h", "processes": 2}, "deployments": BOTH}, "is for run.lane: online"),
+        ({"input": {"path": "rows.jsonl", "media_root": "."}}, "not for rows that name files"),
+        ({"run": {"max_tokens_total": 5, "processes": 2}}, "knows no budget yet"),
+        ({"run": {"workers": 1, "processes": 2}}, "more than run.workers, which is 1"),
+    ],
+)
+def test_what_several_processes_cannot_send_is_refused(tmp_path: Path, sections: dict[str, Any], word: str) -> None:
+    request = {"request": {**CHAT["request"], "max_tokens": 5}}
+    file = write(tmp_path, GOOD | CHAT | request | {"run": {"processes": 2}} | sections)
+    names = (*OPERATIONS, "speech")
+    problems = said(read(file, environ=ENVIRON, operations=names, formats=FORMATS, simulate=False))
+    assert word in problems["run.processes"]
+    assert list(problems) == ["run.processes"]
+
+
+@pytest.mark.parametrize(
     ("deployments", "run", "lanes"),
     [
         (deployment(), {"lane": "batch"}, ["batch"]),

@@ -588,3 +588,44 @@ def test_tokens_bound_uses_the_quota_without_refusals(costs: list[float]) -> Non
     # What a minute holds of whole requests is what there is to use.
     wasted = max(costs) - 1 if len(costs) > 1 else per_minute % costs[0]
     assert service.tokens >= 0.98 * (per_minute - wasted) * MINUTES
+
+
+@pytest.mark.parametrize("senders", [2, 3, 7])
+@pytest.mark.parametrize("per_minute", [600 * 7, 4_321, 5_000, 60_000, 3_600_000])
+def test_portions_of_a_quota_let_through_together_what_one_process_would(senders: int, per_minute: int) -> None:
+    def most_in_a_second(portions: list[tuple[int, int]]) -> int:
+        left = []
+        for portion in portions:
+            admission = Admission(requests_per_minute=per_minute, tokens_per_minute=None)
+            admission.share(1, 0.0, portion)
+            now = 0.0
+            while (now := admission.ready_at(now, 1)) < 5:
+                admission.take(now, 1)
+                left.append(now)
+        left.sort()
+        latest, most = deque[float](), 0
+        for at in left:
+            latest.append(at)
+            while latest[0] <= at - 1:
+                latest.popleft()
+            most = max(most, len(latest))
+        return most
+
+    if per_minute > 100_000:
+        per_minute //= 20  # so many take too long to try one by one
+    alone = math.ceil(per_minute / 60)
+    together = most_in_a_second([(index, senders) for index in range(senders)])
+    assert together <= alone
+    assert together >= 0.95 * alone - senders
+
+
+def test_portions_of_a_quota_of_tokens_hold_no_more_than_the_whole() -> None:
+    sent = 0.0
+    for index in range(3):
+        admission = Admission(requests_per_minute=None, tokens_per_minute=100_000)
+        admission.share(2, 0.0, (index, 3))
+        now = 0.0
+        while (now := admission.ready_at(now, 100)) < 59:
+            admission.take(now, 100)
+            sent += 100
+    assert 0.9 * 50_000 <= sent <= 50_000

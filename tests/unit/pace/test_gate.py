@@ -85,3 +85,12 @@ def test_refusals_that_lengthen_no_pause_make_no_pause_forgotten() -> None:
         gate.pause(1.0, 1.0, sent_at=0.5, random=lambda: 0.0)
     assert gate.closed_s(10.0, 10.0) == 10.0
     assert [gate.closed_s(now, 10.0) for now in (5.0, 15.0, 30.0)] == [5.0, 5.0, 0.0]
+
+
+def test_what_another_process_was_told_holds_as_long_and_shortens_nothing() -> None:
+    gate = Gate()
+    gate.hold(0.0, 10.0)
+    gate.hold(1.0, 5.0)
+    assert (gate.until, gate.closed_in_all_s(10.0)) == (10.0, 10.0)
+    gate.hold(11.0, 11.0)
+    assert gate.closed_in_all_s(12.0) == 10.0
