@@ -454,6 +454,8 @@ class _Reader:
             message = "above 1 is not for rows that name files: leave input.media_root out"
         elif run.max_cost is not None or run.max_tokens_total is not None:
             message = "above 1 knows no budget yet: leave run.max_cost and run.max_tokens_total out, or send from one"
+        elif run.otel != "off":
+            message = "above 1 tells OpenTelemetry nothing yet: leave run.otel out, or send from one"
         elif run.processes > run.workers:
             message = f"must not be more than run.workers, which is {run.workers}"
         if message is not None:

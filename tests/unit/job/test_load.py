@@ -186,6 +186,7 @@ def test_what_batches_cannot_do_is_refused(tmp_path: Path, sections: dict[str, A
         ({"run": {"lane": "auto", "deadline": "1h", "processes": 2}, "deployments": BOTH}, "is for run.lane: online"),
         ({"input": {"path": "rows.jsonl", "media_root": "."}}, "not for rows that name files"),
         ({"run": {"max_tokens_total": 5, "processes": 2}}, "knows no budget yet"),
+        ({"run": {"otel": "on", "processes": 2}}, "tells OpenTelemetry nothing yet"),
         ({"run": {"workers": 1, "processes": 2}}, "more than run.workers, which is 1"),
     ],
 )
