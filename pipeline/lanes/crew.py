@@ -86,6 +86,7 @@ class Sender:
         self._gone = anyio.Event()
         self._wants = anyio.Event()
         self._begun = False
+        self._end: socket.socket | None = None
         self._last_shares: Any = None
         self.left_work = 0
         self._group: TaskGroup | None = None
@@ -119,12 +120,16 @@ class Sender:
 
     async def _part(self) -> None:
         """Have it end, where it has not yet; its calls are cancelled, and what they cost is handed over."""
-        if self.process is not None:
+        if self._begun:
             self.channel.say(Kind.ABANDON)
             with anyio.move_on_after(LAST_WORDS_S):
                 await self._gone.wait()
-        self.channel.close()
+            self.channel.close()
+        elif self._end is not None:
+            self._end.close()
         await self._reap()
+        with suppress(PipelineError):
+            await self._crew.journal.flush()  # what it handed over counts before anybody asks what is left
 
     def _take_back(self) -> None:
         """Hand what it had and did not see to its end back to the plan."""
@@ -144,19 +149,21 @@ class Sender:
         return signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
 
     async def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
+        self._end, theirs = socket.socketpair()
+
+        def begin() -> None:
             # A session of its own: no Ctrl-C meant for the run reaches it.
-            self.process = await anyio.to_thread.run_sync(
-                lambda: subprocess.Popen(  # noqa: S603 - our own interpreter, our own arguments
-                    [sys.executable, "-m", "pipeline.engines.sender", str(theirs.fileno())],
-                    pass_fds=(theirs.fileno(),),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    start_new_session=True,
-                )
+            self.process = subprocess.Popen(  # noqa: S603 - our own interpreter, our own arguments
+                [sys.executable, "-m", "pipeline.engines.sender", str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
             )
-        await self.channel.open(ours)
+
+        with theirs:
+            await anyio.to_thread.run_sync(begin)
+        await self.channel.open(self._end)
         self.channel.say(Kind.BEGIN, self._crew.orders())
         self._begun = True
         self.share()

@@ -89,7 +89,9 @@ class Plan:
                 await self._room()
                 self.is_reading = True
                 try:
-                    step = await anyio.to_thread.run_sync(self._reader.advance)
+                    # Who is cancelled takes nothing from the others: what was read is handed out all the same.
+                    with anyio.CancelScope(shield=True):
+                        step = await anyio.to_thread.run_sync(self._reader.advance)
                 except BaseException:
                     # A batch is lost to this invocation: whoever comes next must not read on behind it.
                     self._ended = True

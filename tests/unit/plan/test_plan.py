@@ -552,6 +552,25 @@ async def test_nobody_reads_on_behind_a_batch_that_failed(tmp_path: Path) -> Non
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("turns", range(6))
+async def test_who_no_longer_waits_for_work_takes_none_from_the_others(tmp_path: Path, turns: int) -> None:
+    taken: list[Work] = []
+    async with planned(tmp_path, Texts(["x"] * 30, batch=5)) as bench:
+
+        async def take_one() -> None:
+            work = await bench.plan.next()
+            assert work is not None
+            taken.append(work)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(take_one)
+            for _ in range(turns):
+                await anyio.lowlevel.checkpoint()
+            group.cancel_scope.cancel()
+        assert ordinals([*taken, *await bench.work(finish=False)]) == list(range(30))
+
+
+@pytest.mark.anyio
 async def test_reading_waits_while_the_window_is_full_and_goes_on_when_a_range_is_sealed(tmp_path: Path) -> None:
     source = Texts(["x"] * 60, batch=5)
     async with planned(tmp_path, source, rules(window_bytes=1)) as bench:
