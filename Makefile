@@ -20,6 +20,7 @@ help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(READY): requirements.lock pyproject.toml
+	@echo "making the environment in $(VENV): a minute or more"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
@@ -30,6 +31,7 @@ demo: $(READY) ## create the environment, embed the sample passages through the 
 	@$(BIN)/pipeline run jobs/embed_passages.yaml --simulate --fresh
 	@$(BIN)/pipeline run jobs/embed_questions.yaml --simulate --fresh
 	@$(BIN)/python sample_data/nearest.py out/embed-passages.simulated out/embed-questions.simulated
+	@echo "to go on by hand: . $(BIN)/activate"
 
 $(AUDIO_READY): $(READY) requirements-audio.lock
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements-audio.lock

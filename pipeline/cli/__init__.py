@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
-from pipeline.cli.endings import INTERRUPTED, USAGE, end_quietly, ending, have_streams, let_go_of_streams
+from pipeline.cli.endings import USAGE, end_quietly, ending, have_streams, interrupted, let_go_of_streams
 
 _HELP = {
     "init": "Write a commented job file that runs.",
@@ -112,7 +112,7 @@ def _told_apart() -> Iterator[None]:
     except BrokenPipeError:
         sys.exit(end_quietly())
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        sys.exit(interrupted())
 
 
 def _terminated(number: int, _: FrameType | None) -> NoReturn:

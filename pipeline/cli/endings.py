@@ -30,7 +30,7 @@ def ending(error: BaseException) -> int:  # noqa: PLR0911 - one a way to end
         case SystemExit(code=None):
             return 0
         case KeyboardInterrupt() | click.Abort():
-            return INTERRUPTED
+            return interrupted()
         case click.ClickException():
             with suppress(OSError):
                 leaf.show()
@@ -44,6 +44,12 @@ def ending(error: BaseException) -> int:  # noqa: PLR0911 - one a way to end
         case _:
             _say(_defect(leaf))
             return DEFECT
+
+
+def interrupted() -> int:
+    """Say that Ctrl-C ended a command that had nothing to wind up, and return the exit code of it."""
+    _say("interrupted")
+    return INTERRUPTED
 
 
 def _say(text: str) -> None:

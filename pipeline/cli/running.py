@@ -18,6 +18,7 @@ from pipeline.cli.common import checked_job, echo_json, job_argument, json_optio
 from pipeline.cli.endings import end_quietly
 from pipeline.errors import PipelineError
 from pipeline.memory import keep_memory_small
+from pipeline.views.text import plain
 
 if TYPE_CHECKING:
     from pipeline.job.spec import Job
@@ -133,6 +134,11 @@ class How:
         }
         return {**dict(self.overrides), **{name: value for name, value in options.items() if value is not None}}
 
+    @property
+    def settings(self) -> str:
+        """The `--set` options again, quoted for a shell."""
+        return "".join(f" --set {shlex.quote(plain(f'{name}={value}'))}" for name, value in self.overrides)
+
     def job(self, *, but: str | None = None) -> Job:
         """Read the job, with the values that are replaced but for those below `but`. Raises JobFileError."""
         if self.simulate_speed is not None and not self.simulate:
@@ -194,7 +200,7 @@ def carry_out(how: How, job: Job, options: RunOptions) -> int:
         if how.as_json:
             echo_json(summary.as_json())
         else:
-            click.echo("\n".join(closing(summary, reader=reader, report=page)))
+            click.echo("\n".join(closing(summary, reader=reader, report=page, settings=how.settings)))
         sys.stdout.flush()
     except OSError:
         end_quietly()  # nobody reads the last words; what the run came to is said by the exit code all the same

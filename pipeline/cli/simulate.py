@@ -32,7 +32,8 @@ def command(*, port: int, config_file: Path | None, ledger: Path | None, **setti
     """Serve a simulated Azure OpenAI on 127.0.0.1 until Ctrl-C.
 
     One line of JSON on stdout says the port once it listens. Point a job at it with
-    AZURE_OPENAI_ENDPOINT=http://127.0.0.1:PORT and any key.
+    AZURE_OPENAI_ENDPOINT=http://127.0.0.1:PORT, AZURE_OPENAI_API_KEY=any and `api: azure` (or `openai`) in its
+    deployments, which the address alone does not tell.
     """
     from pipeline.simulator.serve import serve  # noqa: PLC0415 - for the command that needs it
 

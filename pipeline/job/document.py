@@ -24,6 +24,9 @@ _UNMARKED = (0, 0)  # the place of a value that came from the command line
 _TEMPLATE = re.compile(r"\s*\{[{%#]")
 _INDEX = re.compile(r"[0-9]{1,9}")
 
+OVERRIDE = "--set"
+"""What problems of a value that came from the command line name in the place of the job file."""
+
 
 @dataclass(slots=True)
 class Tree:
@@ -59,7 +62,8 @@ class Report:
                 break
         line, column = (None, None) if mark is None or mark == _UNMARKED else mark
         name = ".".join(map(str, path))
-        self.problems.append(Problem(file=self.file, line=line, column=column, path=name, message=message))
+        file = OVERRIDE if mark == _UNMARKED else self.file
+        self.problems.append(Problem(file=file, line=line, column=column, path=name, message=message))
 
 
 class _Loader(yaml.SafeLoader):

@@ -115,7 +115,7 @@ class _Environment:
                 return name[3]
             if not text:
                 missing = True
-                self.report.add(path, f"the variable {name[1]} is {_absence(name[1], self.variables)}")
+                self.report.add(path, f"the variable {name[1]} is {_absence(name[1], self.variables, path)}")
             return text
 
         expanded = _VARIABLE.sub(read, value).strip()
@@ -131,7 +131,7 @@ class _Environment:
             return Secret(_SIMULATED)
         text = self.variables.get(match[2], "").strip()
         if not text:
-            self.report.add(path, f"the variable {match[2]} is {_absence(match[2], self.variables)}")
+            self.report.add(path, f"the variable {match[2]} is {_absence(match[2], self.variables, path)}")
             return None
         if not (text.isascii() and text.isprintable()):
             self.report.add(path, f"the variable {match[2]} holds characters that no header can carry")
@@ -139,11 +139,12 @@ class _Environment:
         return Secret((match[1] or "") + text)
 
 
-def _absence(name: str, variables: Mapping[str, str]) -> str:
-    if name in variables:
-        return "empty"
-    near = difflib.get_close_matches(name, variables, 1, cutoff=0.8)
-    return f"not set (did you mean {near[0]}?)" if near else "not set"
+def _absence(name: str, variables: Mapping[str, str], path: FieldPath) -> str:
+    near = [] if name in variables else difflib.get_close_matches(name, variables, 1, cutoff=0.8)
+    said = "empty" if name in variables else "not set"
+    if near:
+        return f"{said} (did you mean {near[0]}?)"
+    return f"{said} (a rehearsal needs none: --simulate)" if path[0] == "deployments" else said
 
 
 # What was found wrong is already noted; the key is left out of what is validated.
@@ -745,7 +746,9 @@ class _Reader:
                 auth = "token"
             elif api == "openai" and not is_azure(endpoint) and _REMOTE.match(endpoint):
                 self.report.add(
-                    path, f"has no credential: set {variable}, or say `key: ${{NAME}}`, `auth: entra` or `auth: none`"
+                    path,
+                    f"has no credential: set {variable}, or say `key: ${{NAME}}`, `auth: entra` or `auth: none` "
+                    "(by its address it is no Azure endpoint; `api: azure` says that it is)",
                 )
                 data["auth"] = "none"
                 return

@@ -41,7 +41,10 @@ FIRST_PAUSE_S = 1.0
 _BUSY = frozenset({408, 429})
 SIGN_IN_S = 300
 """Seconds that a person has for signing in, unless the job says otherwise."""
-_ADVICE = "Sign in (az login), give the machine an identity, or set auth: key."
+_ADVICE = (
+    "Sign in (az login), give the machine an identity, or use a key: set AZURE_OPENAI_API_KEY, and leave out "
+    "`auth: entra` where the job says it."
+)
 _MESSAGE_CHARS = 300
 _REASON_CHARS = 160
 _SECRET_VARIABLES = ("AZURE_CLIENT_SECRET", "AZURE_CLIENT_CERTIFICATE_PASSWORD", "AZURE_PASSWORD", "IDENTITY_HEADER")

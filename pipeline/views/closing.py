@@ -28,10 +28,11 @@ _LONG = 120
 """Characters from which a command has a line of its own."""
 
 
-def closing(summary: Summary, *, reader: str, report: str | None = None) -> list[str]:
+def closing(summary: Summary, *, reader: str, report: str | None = None, settings: str = "") -> list[str]:
     """Give the lines. `reader` is what `pipeline errors` is to be given for this run, quoted for a shell.
 
-    `report` is where the page of the run lies; None: none could be written.
+    `report` is where the page of the run lies; None: none could be written. `settings` are the `--set` options that
+    the run was called with, quoted for a shell: commands that go on with it need them too.
     """
     page = [] if report is None else [("report", plain(report))]
     return [
@@ -40,7 +41,7 @@ def closing(summary: Summary, *, reader: str, report: str | None = None) -> list
         *_unwritten(summary),
         *[f"  {line}" for line in table([*spent(summary), *_results(summary), *page])],
         *_offers(summary),
-        *_next(summary, reader),
+        *_next(summary, reader, settings),
     ]
 
 
@@ -148,9 +149,9 @@ def _offers(summary: Summary) -> list[str]:
     return lines
 
 
-def _next(summary: Summary, reader: str) -> list[str]:
+def _next(summary: Summary, reader: str, settings: str) -> list[str]:
     lines = []
-    for step in next_steps(summary, reader=reader):
+    for step in next_steps(summary, reader=reader, settings=settings):
         if step.command is None:
             lines.append(step.text)
         elif len(step.command) > _LONG:
@@ -168,17 +169,20 @@ class Step:
     command: str | None = None
 
 
-def next_steps(summary: Summary, *, reader: str) -> list[Step]:
-    """Say what is left to do. `reader` is what commands that read are to be given for this run, quoted for a shell."""
+def next_steps(summary: Summary, *, reader: str, settings: str = "") -> list[Step]:
+    """Say what is left to do. `reader` is what commands that read are to be given for this run, quoted for a shell.
+
+    `settings` are options that commands which go on with it need.
+    """
     steps = []
     if summary.rows.failed:
         steps.append(Step(text="why rows failed:", command=f"pipeline errors {reader} --group-by code"))
-    if summary.rows.failed and summary.state == "complete" and summary.training is None:
-        steps.append(Step(text="once that is put right, send them again: pipeline retry, with the options of this run"))
     match summary.state:
         case "complete":
             if summary.rows.failed and summary.training is None:
-                steps.append(Step(text="to send them again:", command=_retry(summary)))
+                steps.append(
+                    Step(text="to send them again, once that is put right:", command=_retry(summary, settings))
+                )
             steps += _deploy(summary.training)
         case "refused":
             steps += _remedies(summary)
@@ -192,10 +196,10 @@ def next_steps(summary: Summary, *, reader: str) -> list[Step]:
     return steps
 
 
-def _retry(summary: Summary) -> str:
+def _retry(summary: Summary, settings: str) -> str:
     """The command that sends the failed rows again; a rehearsal's are sent to the simulator."""
     simulate = " --simulate" if summary.output.endswith(SIMULATED_SUFFIX) else ""
-    return f"pipeline retry {shlex.quote(plain(summary.job_file))}{simulate}"
+    return f"pipeline retry {shlex.quote(plain(summary.job_file))}{simulate}{settings}"
 
 
 def _deploy(training: TrainingState | None) -> list[Step]:

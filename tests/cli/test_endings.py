@@ -58,13 +58,18 @@ def test_an_error_is_said_in_its_own_words_and_ends_with_its_code(
     assert "Traceback" not in said.err
 
 
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [(KeyboardInterrupt(), 130), (click.Abort(), 130), (SystemExit(143), 143), (SystemExit(None), 0)],
-)
+@pytest.mark.parametrize(("error", "code"), [(SystemExit(143), 143), (SystemExit(None), 0)])
 def test_an_ending_without_words_says_none(error: BaseException, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert ending(error) == code
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort()])
+def test_ctrl_c_in_a_command_with_nothing_to_wind_up_is_said(
+    error: BaseException, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ending(error) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_what_we_did_not_foresee_is_called_a_defect_and_tells_no_value(capsys: pytest.CaptureFixture[str]) -> None:

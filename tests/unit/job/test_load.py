@@ -286,7 +286,11 @@ def test_a_deployment_belongs_to_the_lane_that_it_says_or_to_the_runs(
         ({"deployments": [5]}, "deployments.0", "must be a mapping"),
         ({"deployments": [{"deployment": "x"}]}, "deployments.0.endpoint", "is missing: give the resource's URL"),
         ({"deployments": [{"endpoint": "https://x.openai.azure.com"}]}, "deployments.0.deployment", "is missing"),
-        ({"deployments": deployment(endpoint="${ABSENT}")}, "deployments.0.endpoint", "the variable ABSENT is not set"),
+        (
+            {"deployments": deployment(endpoint="${ABSENT}")},
+            "deployments.0.endpoint",
+            "is not set (a rehearsal needs none: --simulate)",
+        ),
         ({"deployments": deployment(endpoint="x.openai.azure.com")}, "deployments.0.endpoint", "must be a URL"),
         ({"deployments": deployment(key="${ABSENT}")}, "deployments.0.key", "the variable ABSENT is not set"),
         ({"deployments": deployment(api_version=2024)}, "deployments.0.api_version", "put it in quotes"),
@@ -456,8 +460,8 @@ def test_overrides_win_over_the_file_and_have_no_place(tmp_path: Path) -> None:
         file, environ=ENVIRON, operations=OPERATIONS, formats=FORMATS, overrides={"run.workers": "x", "run.wrkers": "1"}
     )
     assert [str(problem) for problem in found.problems] == [
-        f"{file}: run.workers: must be a whole number",
-        f"{file}: run.wrkers: unknown key (did you mean `workers`?)",
+        "--set: run.workers: must be a whole number",
+        "--set: run.wrkers: unknown key (did you mean `workers`?)",
     ]
 
 

@@ -37,14 +37,14 @@ ENDINGS = [
     (
         replace(_summary("complete", code=1, rows=SOME_FAILED), job_file="/data/a job.yaml"),
         "complete: 8 rows ok, 2 failed",
-        ("to send them again:  pipeline retry '/data/a job.yaml'",),
+        ("to send them again, once that is put right:  pipeline retry '/data/a job.yaml'",),
     ),
     (
         replace(
             _summary("complete", code=1, rows=SOME_FAILED), job_file="/data/job.yaml", output="/data/out.simulated"
         ),
         "complete: 8 rows ok, 2 failed",
-        ("to send them again:  pipeline retry /data/job.yaml --simulate",),
+        ("to send them again, once that is put right:  pipeline retry /data/job.yaml --simulate",),
     ),
     (
         _summary("stopped", code=0, rows=SOME_LEFT, reason=ONLY_FAILED),
@@ -89,6 +89,14 @@ def test_every_ending_says_what_happened_and_what_to_do(summary: Summary, headli
     if "pipeline errors" not in said:
         assert "--limit" in (summary.reason or "") or not any("--limit" in line for line in lines)
         assert summary.rows.failed > 0 or not any("pipeline errors" in line for line in lines)
+
+
+def test_the_command_that_retries_has_the_settings_of_the_run() -> None:
+    summary = _summary("complete", code=1, rows=RowCounts(total=5, ok=4, failed=1, pending=0))
+
+    text = "\n".join(closing(summary, reader="out", settings=" --set output.path=../out/b"))
+
+    assert "pipeline retry '' --set output.path=../out/b" in text
 
 
 def test_a_run_without_parts_points_nobody_at_them() -> None:
