@@ -254,7 +254,8 @@ class WrittenFile:
 class Outcome:
     """What one request came to: committed whole, or not at all. `files` were written before.
 
-    `batched`: it went through the Batch API, at its price. `carried`: an earlier run paid for it.
+    `batched`: it went through the Batch API, at its price. `carried`: an earlier run paid for it. `copied`: another row
+    of the run did.
     """
 
     rows: tuple[RowResult, ...]
@@ -263,3 +264,4 @@ class Outcome:
     files: tuple[WrittenFile, ...] = ()
     batched: bool = False
     carried: bool = False
+    copied: bool = False

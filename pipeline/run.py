@@ -61,10 +61,12 @@ from pipeline.operations.base import Fetching, result_columns
 from pipeline.plan.carrier import Carrier
 from pipeline.plan.plan import Plan
 from pipeline.plan.ranges import PlanRules, carried_schema, check_input, claim_ids, columns_read, plan_rules
+from pipeline.plan.same import Same, open_requests
 from pipeline.service.fetch import Fetcher, open_fetcher
 from pipeline.service.http_log import HttpLog, HttpLogRules, open_http_log
 from pipeline.service.pool import Pool, open_pool
 from pipeline.sources import SourceError, open_source
+from pipeline.store.answered import Originals
 from pipeline.store.asked import AskedTable
 from pipeline.store.ballast import Ballast
 from pipeline.store.batch_lines import ERRORS, OUTPUT, write_batch_lines
@@ -440,9 +442,11 @@ class _Run:
                 with storage("beginning the tables of ids"):
                     remove_table(layout.ids)
                     remove_table(layout.asked)
+                    remove_table(layout.requests)
             with (
                 IdTable(layout.ids) if job.input.id else nullcontext() as ids,
                 self._open_carrier(known) as carrier,
+                self._open_same() as (same, originals),
             ):
                 completed, to_seal = anyio.create_memory_object_stream[Span](math.inf)
                 plan = Plan(
@@ -453,6 +457,7 @@ class _Run:
                     ids=ids,
                     rules=self.rules,
                     carrier=carrier,
+                    same=same,
                     completed=completed,
                 )
                 spending = await open_spending(job, operation=self.operation, journal=journal, stop=self.stop)
@@ -473,6 +478,7 @@ class _Run:
                     plan_rules=self.rules,
                     spending=spending,
                     telemetry=self.telemetry,
+                    originals=originals,
                     pool=pool,
                     batch_pool=batch_pool or pool,
                     journal=journal,
@@ -597,6 +603,15 @@ class _Run:
                 if carries
                 else None,
             )
+
+    @contextmanager
+    def _open_same(self) -> Iterator[tuple[Same | None, Originals | None]]:
+        """Open what knows which row asked first, and what rows came to; None where every row is asked."""
+        if not self.rules.dedupe:
+            yield None, None
+            return
+        with open_requests(self.layout) as table, Originals(self.layout) as originals:
+            yield Same(operation=self.operation, table=table), originals
 
     async def _end_handover(self, known: Earlier, journal: Journal, carrier: Carrier) -> None:
         """Say what became of the earlier results, of which none is needed any more."""

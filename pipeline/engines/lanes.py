@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pipeline.service.fetch import Fetcher
     from pipeline.service.pool import Pool
     from pipeline.sources.base import Source
+    from pipeline.store.answered import Originals
     from pipeline.store.folder import Layout
     from pipeline.store.journal import Journal
     from pipeline.telemetry import Telemetry
@@ -72,6 +73,7 @@ def make_lane(
     telemetry: Telemetry | None,
     log: EventLog,
     crew: bool,
+    originals: Originals | None,
 ) -> Lane:
     """Make what sends the rows: `pool` holds the deployments of the online lane, `batch_pool` those of batches.
 
@@ -94,6 +96,7 @@ def make_lane(
             pulse=pulse,
             spending=spending,
             telemetry=telemetry,
+            originals=originals,
         )
 
     def batch() -> BatchLane:

@@ -125,12 +125,13 @@ class MetricsFile:
         ]
 
     def _of_rows(self, summary: Summary) -> list[Family]:
-        own, rows, tokens = self._own, summary.rows, summary.tokens
+        own, rows, tokens, rows_copied = self._own, summary.rows, summary.tokens, summary.copied
         counts = {"ok": rows.ok, "failed": rows.failed, "pending": rows.pending}
         by_type = {"input": tokens.input, "output": tokens.output}
         return [
             _of("pipeline_rows", "gauge", "Rows of the input by what they have come to.", own, "status", counts),
             _gauge("pipeline_rows_not_in_parts", "Finished rows that no part holds yet.", own, rows.not_in_parts),
+            _gauge("pipeline_rows_copied", "Rows that were given the answer of another.", own, rows_copied),
             _counter("pipeline_requests_total", "Requests that were answered or given up.", own, summary.requests),
             _of("pipeline_tokens_total", "counter", "Tokens as the service counts them.", own, "type", by_type),
             _counter("pipeline_cached_input_tokens_total", "Input tokens from a cache.", own, tokens.cached),

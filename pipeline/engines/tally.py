@@ -82,6 +82,7 @@ class Tally:
             unwritten=self._lane.unwritten,
             carried=totals.carried,
             deleted=totals.deleted,
+            copied=totals.copied,
             tokens=TokenCounts(
                 input=totals.input_tokens,
                 output=totals.output_tokens,

@@ -323,6 +323,7 @@ class _Reader:
         output = self._output(data.get("output"), operation, inputs)
         self._pieces(request or {}, output)
         run = self._run(data.get("run") or {}, operation)
+        self._dedupe(run, inputs, operation)
         deployments = self._lanes(deployments, run, operation, request or {})
         self._processes(run, operation, inputs)
         if run is not None:
@@ -461,6 +462,22 @@ class _Reader:
             message = f"must not be more than run.workers, which is {run.workers}"
         if message is not None:
             self.report.add(("run", "processes"), message)
+
+    def _dedupe(self, run: RunSpec | None, inputs: InputSpec | None, operation: str | None) -> None:
+        """Rows share an answer where the request says all that is asked, and where each has its answer at once."""
+        if run is None or run.dedupe is None:
+            return
+        message = None
+        if operation is not None and operation not in _CARRIED:
+            message = f"is for {_those(_CARRIED)}"
+        elif inputs is not None and inputs.media_root is not None:
+            message = "is not for rows that name files: leave input.media_root out"
+        elif run.lane != "online":
+            message = f"is for the online lane: leave it out, or leave out `lane: {run.lane}`"
+        elif run.processes > 1:
+            message = "is for one process: leave it out, or leave out run.processes"
+        if message is not None:
+            self.report.add(("run", "dedupe"), message)
 
     def _pattern(self, text: str) -> str:
         return _resolve(text, self.file, self.variables.variables, pattern=True)

@@ -152,7 +152,8 @@ def _later() -> Iterator[str]:
     ]
     yield "## Not available yet\n"
     yield "These are known, and refused with that word:\n"
-    yield f"- keys {', '.join((*limits, _listed(LATER_KEYS)))}"
+    if named := [*limits, *([_listed(LATER_KEYS)] if LATER_KEYS else [])]:
+        yield f"- keys {', '.join(named)}"
     yield "- remote paths"
     yield ""
 

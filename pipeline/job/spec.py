@@ -37,7 +37,7 @@ DEFAULT_TIMEOUT_S = 300.0
 MEDIA_TIMEOUT_S = 600.0  # sound and pictures take longer to make, and to carry
 
 # Keys of later work: known, so that they are refused with a better word than "unknown".
-LATER_KEYS = frozenset({"dedupe"})
+LATER_KEYS: frozenset[str] = frozenset()
 
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
 _DURATION_PIECE = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
@@ -781,6 +781,14 @@ class RunSpec(Section):
         kind="operational",
         type_text="`any`, `never` or a share such as `5%`",
         doc="When failed rows make the exit code 1: at the first, never, or from this share of the rows on.",
+    )
+    dedupe: Literal["content"] | None = declare(
+        None,
+        kind="operational",
+        type_text="`content`",
+        default_text="none: every row is asked",
+        doc="`content`: rows that ask for the same are asked once, and all are given what comes. Answers that chance "
+        "would make differ are then one answer. For chat, completions, embeddings and responses, in the online lane.",
     )
     on_truncated: Literal["keep", "fail", "retry"] = declare(
         "keep",

@@ -34,7 +34,7 @@ from pipeline.operations.base import NOTHING, Bound
 from pipeline.pace.batches import FileLimits, Room, come_back_s, look_after_s, wait_for_room_s
 from pipeline.pace.verdict import Answered, BadReply, RowRefused, Throttled, Transient, Verdict
 from pipeline.plan.again import read_again
-from pipeline.plan.work import Settled, Task
+from pipeline.plan.work import Copies, Settled, Task, Work
 from pipeline.service.batch_api import PURPOSE, BatchApi, RemoteBatch
 from pipeline.service.classify import classify
 from pipeline.service.resource_api import LostError, RefusedCallError
@@ -1034,8 +1034,14 @@ def asked_again(reader: JournalReader, batches: Mapping[str, Sequence[int]]) -> 
     return found
 
 
-def _last(work: Task | Settled) -> int:
-    return work.items[-1].ordinal if isinstance(work, Task) else work.rows[-1].ordinal
+def _last(work: Work) -> int:
+    match work:
+        case Task(items=items):
+            return items[-1].ordinal
+        case Settled(rows=rows):
+            return rows[-1].ordinal
+        case Copies(rows=copies):
+            return copies[-1][0]
 
 
 def _fault(error: ErrorInfo | None) -> LineResult | None:

@@ -26,7 +26,7 @@ from pipeline.lanes.parcels import cause_of, packed_of, task_values
 from pipeline.lanes.stop import Stopped
 from pipeline.log import Event, Level
 from pipeline.model import ErrorInfo, ErrorType
-from pipeline.plan.work import Settled, Task
+from pipeline.plan.work import Copies, Settled, Task
 from pipeline.service.deployment import DeploymentReport
 from pipeline.service.pool import Aside, AsideKind
 
@@ -586,6 +586,8 @@ class Crew:
                     self.plan.put_back(work)
                     if sender.index == 0:
                         await self._wait()
+                case Copies():
+                    raise DefectError("rows that share an answer were handed to several processes")
                 case _:
                     assert_never(work)
         return None

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 import anyio
 
-from pipeline.errors import NoTokenYetError, PipelineError, RefusedError, ReplyError, RowError, RowProblem
+from pipeline.errors import DefectError, NoTokenYetError, PipelineError, RefusedError, ReplyError, RowError, RowProblem
 from pipeline.lanes.base import Handing, Keeping
 from pipeline.lanes.breaker import Breaker, Suspicion
 from pipeline.lanes.commit import Commits
 from pipeline.lanes.findings import Findings
 from pipeline.lanes.pieces import Cut, Piece, PieceLine
 from pipeline.lanes.pulse import Pulse
-from pipeline.lanes.results import summed, without_reply
+from pipeline.lanes.results import copy_of, summed, without_reply
 from pipeline.lanes.spending import Share, Spending
 from pipeline.lanes.stop import Stop, Stopped
 from pipeline.log import Event, Level
@@ -43,8 +43,9 @@ from pipeline.pace.retry import (
     full_jitter,
 )
 from pipeline.pace.verdict import Answered, BadReply, RowRefused, Throttled, Transient, Verdict
-from pipeline.plan.work import Settled, Task
+from pipeline.plan.work import Copies, Settled, Task
 from pipeline.service.classify import classify
+from pipeline.store.salvage import outcomes
 from pipeline.telemetry import RequestTrace, Telemetry
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from pipeline.service.deployment import Deployment, Exchange
     from pipeline.service.fetch import Fetcher
     from pipeline.service.pool import Aside, Pool
+    from pipeline.store.answered import Originals
 
 MAX_STORED_RESPONSE_BYTES = 1024 * 1024
 ECHO_BYTES = 32
@@ -158,10 +160,15 @@ class OnlineLane:
         pulse: Pulse,
         spending: Spending,
         telemetry: Telemetry | None = None,
+        originals: Originals | None = None,
     ) -> None:
-        """Wire it up. `fetcher` is for operations that fetch; `pulse` beats at whatever is got done."""
+        """Wire it up. `fetcher` is for operations that fetch; `pulse` beats at whatever is got done.
+
+        `originals` has what rows came to, for others that ask for the same.
+        """
         self._spending = spending
         self._telemetry = telemetry
+        self._originals = originals
         self.in_flight = 0
         operation = findings.operation
         # To ask whether an operation is of a protocol takes 20 µs: too long for every row.
@@ -213,11 +220,11 @@ class OnlineLane:
         """
         self._working += 1
         try:
-            while self._stop.cause is None and await self._step():
-                pass
-            if self._working == 1 and self._stop.cause is None:
-                # Nobody is left who could show whose the refusals are.
+            await self._work_on()
+            while self._working == 1 and self._held and self._stop.cause is None:
+                # Nobody is left who could show whose the refusals are. Rows may have waited for what was held back.
                 await self._settle_held()
+                await self._work_on()
         except Stopped:
             return
         except Exception as error:  # noqa: BLE001 - a failure in one worker is a failure of the run, told once
@@ -226,6 +233,10 @@ class OnlineLane:
             self._working -= 1
             if not self._working:
                 await self._keep_attempts_of_held()
+
+    async def _work_on(self) -> None:
+        while self._stop.cause is None and await self._step():
+            pass
 
     async def _step(self) -> bool:
         """Do one piece of work; False where there is none any more."""
@@ -247,6 +258,8 @@ class OnlineLane:
             case Settled():
                 await self._commits.rows(work.outcome(self._rules.variant))
                 self._plan.finished(work)
+            case Copies():
+                await self._copy(work)
             case Task(items=items):
                 if self._cutting is not None and await self._ask_in_pieces(self._cutting, items[0]):
                     self._plan.finished(work)
@@ -255,6 +268,25 @@ class OnlineLane:
             case _:
                 assert_never(work)
         return True
+
+    async def _copy(self, work: Copies) -> None:
+        """Give rows what their originals came to; a row whose original came to nothing of use is asked itself."""
+        assert self._originals is not None  # noqa: S101 - without them nobody waits
+        with self._stop.waiting():
+            found = await anyio.to_thread.run_sync(self._originals.find, [original for _, original in work.rows])
+        self._pulse.beat()
+        usable = {at: one for at, one in found.items() if one[1].variant == self._rules.variant or not work.items}
+        copied = [copy_of(usable[original], ordinal) for ordinal, original in work.rows if original in usable]
+        for outcome in outcomes(iter(copied)):
+            await self._commits.rows(replace(outcome, copied=True))
+        if copied:
+            self._plan.finished(Copies(span=work.span, rows=tuple((row.ordinal, row.ordinal) for row, _ in copied)))
+        given = {row.ordinal for row, _ in copied}
+        left = tuple(item for item in work.items if item.ordinal not in given)
+        if len(copied) + len(left) < work.size:
+            raise DefectError("rows wait for another's answer, which the journal does not have")
+        if left:
+            await self._go_on(_Course(task=Task(span=work.span, items=left), packs=[(item,) for item in left]))
 
     async def _help(self, *, until: Cut | None = None) -> None:
         """Send pieces of rows, whosever they are, until the row `until` has ended, or no row is in pieces any more."""

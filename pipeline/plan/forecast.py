@@ -16,10 +16,14 @@ MINUTE_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bunch:
-    """Consecutive rows that are not done. `failing` cannot be asked; the rest is what their requests come to."""
+    """Consecutive rows that are not done. `failing` cannot be asked, `copied` ask for what an earlier one asks.
+
+    The rest is what their requests come to.
+    """
 
     rows: int = 0
     failing: float = 0
+    copied: float = 0
     requests: float = 0
     quota_tokens: float = 0
     input_tokens: float = 0

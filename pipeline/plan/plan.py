@@ -10,7 +10,8 @@ import anyio
 
 from pipeline.plan.ranges import PlanRules
 from pipeline.plan.reader import Reader, Step
-from pipeline.plan.work import Work
+from pipeline.plan.same import MOST_WAITING, Waiting
+from pipeline.plan.work import Copies, Settled, Task, Work
 from pipeline.store.journal import Span
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from pipeline.operations.base import Operation
     from pipeline.plan.carrier import Carrier
+    from pipeline.plan.same import Same
     from pipeline.sources.base import Source
     from pipeline.store.folder import Layout
     from pipeline.store.ids import IdTable
@@ -50,6 +52,7 @@ class Plan:
         ids: IdTable | None,
         rules: PlanRules,
         carrier: Carrier | None = None,
+        same: Same | None = None,
         completed: MemoryObjectSendStream[Span],
     ) -> None:
         """Wire the plan up; `completed`, which holds any number, is sent each range whose rows are all committed."""
@@ -68,6 +71,7 @@ class Plan:
         self._changed = anyio.Event()
         self._ended = False
         self._reads_on = False
+        self._waiting = None if same is None else Waiting()
         self._reader = Reader(
             source=source,
             operation=operation,
@@ -76,6 +80,7 @@ class Plan:
             ids=ids,
             rules=rules,
             carrier=carrier,
+            same=same,
         )
 
     def next_ready(self) -> Work | None:
@@ -104,6 +109,9 @@ class Plan:
     def finished(self, work: Work) -> None:
         """Note that the work's rows are committed."""
         self.rows_finished(work.span, work.size)
+        if self._waiting is not None and (freed := self._waiting.end(_ordinals(work))):
+            self._ready.extend(freed)
+            self._wake()
 
     def rows_finished(self, span: int, count: int) -> None:
         """Note that so many rows of the range that begins at `span` are committed."""
@@ -162,12 +170,21 @@ class Plan:
             if progress is None:
                 progress = self._progress[step.span.first] = _Progress(span=step.span)
             progress.span = step.span
-            progress.handed_out += sum(work.size for work in step.work) + step.left
+            progress.handed_out += sum(work.size for work in step.work) + step.left + len(step.copies)
             self._ready.extend(step.work)
+            if self._waiting is not None:
+                self._waiting.begin(step.begun)
+                self._ready.extend(self._waiting.take(step.span.first, step.copies))
             self._seal_if_complete(step.span.first)
         if step.ended:
             self._ended = True
             self.rows_total = step.rows_total
+
+    @property
+    def _is_full(self) -> bool:
+        if self._waiting is not None and self._waiting.rows > MOST_WAITING:
+            return True
+        return self._journal.pending_bytes + self._reader.spool_bytes > self._rules.window_bytes
 
     async def _room(self) -> None:
         """Wait while unfinished ranges hold more than the window, as long as something else can free it.
@@ -175,7 +192,7 @@ class Plan:
         What frees it is a range whose rows are all on their way, or one that waits for the sealer. Before the first
         part the sealer may itself wait for a fact that only further rows bring, so it is not waited for.
         """
-        while self._journal.pending_bytes + self._reader.spool_bytes > self._rules.window_bytes and not self._reads_on:
+        while self._is_full and not self._reads_on:
             oldest = min(self._progress, default=None)
             if oldest is not None and self._progress[oldest].span.finish is None:
                 break
@@ -184,3 +201,14 @@ class Plan:
             self.waits_for = min(self._unsealed, default=oldest) if oldest is None else oldest
             await self._changed.wait()
         self.waits_for = None
+
+
+def _ordinals(work: Work) -> list[int]:
+    """The rows of a work that others may wait for."""
+    match work:
+        case Task(items=items):
+            return [item.ordinal for item in items]
+        case Settled(rows=rows):
+            return [row.ordinal for row in rows]
+        case Copies():
+            return []

@@ -29,7 +29,7 @@ _ROWS_AT_ONCE = 1024
 class PlanRules:
     """What the job says of ranges and rows. `limit`: rows from this ordinal on are left for another invocation.
 
-    `only_again`: so are all rows but those that are asked again.
+    `only_again`: so are all rows but those that are asked again. `dedupe`: rows that ask for the same are asked once.
     """
 
     carried: tuple[str, ...]
@@ -39,6 +39,7 @@ class PlanRules:
     limit: int | None
     window_bytes: int
     only_again: bool = False
+    dedupe: bool = False
 
 
 def plan_rules(job: Job, source: Source, *, limit: int | None, only_again: bool = False) -> PlanRules:
@@ -58,6 +59,7 @@ def plan_rules(job: Job, source: Source, *, limit: int | None, only_again: bool 
         limit=limit,
         window_bytes=job.run.window_bytes,
         only_again=only_again,
+        dedupe=job.run.dedupe is not None,
     )
 
 
@@ -89,6 +91,12 @@ def continue_at(reader: JournalReader) -> Position:
     """Where the first row that no range holds begins."""
     parts = reader.parts()
     return decode_position(parts[-1].finish) if parts else Position()
+
+
+def rows_known(reader: JournalReader) -> int:
+    """The ordinal after the last row whose content the journal knows."""
+    ends = [part.last + 1 for part in reader.parts()] + [span.first + span.read for span in reader.spans()]
+    return max(ends, default=0)
 
 
 def end_of_ranges(reader: JournalReader) -> Position | None:

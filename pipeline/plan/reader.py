@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from pipeline.store.spool import SpoolWriter, spool_path
 if TYPE_CHECKING:
     from pipeline.operations.base import Operation
     from pipeline.plan.carrier import Carrier
+    from pipeline.plan.same import Same
     from pipeline.sources.base import Batch, Cursor, Source
     from pipeline.store.folder import Layout
     from pipeline.store.ids import IdTable
@@ -42,10 +43,15 @@ TOKENS_AT_ONCE = 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What one batch came to. `left` rows are not done, and left for another invocation."""
+    """What one batch came to. `left` rows are not done, and left for another invocation.
+
+    `begun` are rows on their way, where some may wait for them: `copies`, with the ordinals of their originals.
+    """
 
     span: Span | None = None
     work: tuple[Work, ...] = ()
+    begun: tuple[int, ...] = ()
+    copies: tuple[tuple[Item, int], ...] = ()
     left: int = 0
     read_to: int = 0
     ended: bool = False
@@ -65,8 +71,10 @@ class Reader:
         ids: IdTable | None,
         rules: PlanRules,
         carrier: Carrier | None = None,
+        same: Same | None = None,
     ) -> None:
         self._carrier = carrier
+        self._same = same
         self._source = source
         self._operation = operation
         self._journal = journal
@@ -82,6 +90,8 @@ class Reader:
         self._done = bytearray()
         self._wanted: frozenset[int] | None = None
         self._left = 0
+        self._begun: list[int] = []
+        self._copies: list[tuple[Item, int]] = []
         self._reply_bytes = 0
         self._known_digest: tuple[int, str] | None = None
         self._rows_at_once = MIN_ROWS_AT_ONCE
@@ -220,7 +230,7 @@ class Reader:
             self._spool.write(batch.carried)
             self._spool_sizes[span.first] = self._spool.bytes
         self._position = batch.end
-        self._left = 0
+        self._left, self._begun, self._copies = 0, [], []
         work = list(self._work(span, batch.rows))
         read = batch.end.ordinal - span.first
         if self._known_digest is not None and batch.end.ordinal == self._known_digest[0]:
@@ -237,13 +247,22 @@ class Reader:
             span = replace(span, finish=encode_position(batch.end))
             if self._ids is not None:
                 self._ids.sync()
+            if self._same is not None:
+                self._same.table.sync()
         self._span = span
         if not isinstance(span, Again):
             self._journal.post_span(span)
         if last_of_range:
             work += self._flushed(span)
             self._end_span()
-        return Step(span=span, work=tuple(work), left=self._left, read_to=batch.end.ordinal)
+        return Step(
+            span=span,
+            work=tuple(work),
+            begun=tuple(self._begun),
+            copies=tuple(self._copies),
+            left=self._left,
+            read_to=batch.end.ordinal,
+        )
 
     def _work(self, span: Span, rows: Sequence[Row | BadRow]) -> Iterator[Work]:
         done, first = self._done, span.first
@@ -259,6 +278,7 @@ class Reader:
         carried = {} if self._carrier is None else self._carrier.take(good, ready)
         for outcome in outcomes(iter(carried.values())):
             yield Settled(span=first, rows=outcome.rows, request=outcome.request)
+        originals = self._originals_of(ready, carried)
         prepared = iter(ready)
         failed: list[RowResult] = []
         tokens = 0
@@ -268,7 +288,7 @@ class Reader:
                 item = next(prepared)
                 if isinstance(item, Item):
                     self._reply_bytes += item.reply_bytes
-                    if row.ordinal in carried:
+                    if row.ordinal in carried or self._waits(item, originals):
                         continue
                     tokens += item.tokens
                     pack = self._packer.add(item)
@@ -283,6 +303,22 @@ class Reader:
         self._rows_at_once = max(MIN_ROWS_AT_ONCE, min(MAX_ROWS_AT_ONCE, fitting))
         if self._operation.limits.items == 1:
             yield from self._flushed(span)
+
+    def _originals_of(self, ready: Sequence[Item | ErrorInfo], carried: Mapping[int, object]) -> dict[int, int]:
+        """Who asked first for what these items ask for; who did, or is carried over, is on its way from now on."""
+        if self._same is None:
+            return {}
+        items = [one for one in ready if isinstance(one, Item)]
+        originals = self._same.originals(items)
+        self._begun += [one.ordinal for one in items if one.ordinal in carried or one.ordinal not in originals]
+        return originals
+
+    def _waits(self, item: Item, originals: Mapping[int, int]) -> bool:
+        """Whether an item is given what another row comes to."""
+        if item.ordinal not in originals:
+            return False
+        self._copies.append((item, originals[item.ordinal]))
+        return True
 
     def _flushed(self, span: Span) -> list[Work]:
         pack = self._packer.flush()

@@ -13,6 +13,7 @@ from pipeline.model import BadRow, ErrorInfo, ErrorType, Item, Row
 from pipeline.operations.base import Priced
 from pipeline.plan.forecast import Bunch, Sums
 from pipeline.plan.ranges import columns_read, may_be_id
+from pipeline.plan.same import request_digest
 from pipeline.plan.work import Packer
 from pipeline.sources.base import Position
 from pipeline.sources.digest import RangeDigest
@@ -172,6 +173,7 @@ class _Bunches:
         self._packer = Packer(operation.limits)
         self._samples = False
         self._ids: set[int] = set()
+        self._asked: set[int] = set()
 
     def begin_sampling(self) -> None:
         """From here on bunches stand for others: packs do not go from one to the next."""
@@ -182,7 +184,8 @@ class _Bunches:
 
     def take(self, rows: Sequence[Row | BadRow], *, every: int, range_ends: bool) -> None:
         """Count rows that are not done, of a stretch where one bunch in `every` is looked at."""
-        good, failing = self._sorted_out(rows)
+        askable, failing = self._sorted_out(rows)
+        good = [item for item in askable if not self._rules.dedupe or self._is_new(item)]
         packs: list[Pack] = []
         for item in good:
             pack = self._packer.add(item)
@@ -196,7 +199,8 @@ class _Bunches:
         self._found.share += share
         if self._samples:
             requests = share
-        self._add(Bunch(rows=len(rows), failing=failing, requests=requests), packs, every=every)
+        copied = len(askable) - len(good)
+        self._add(Bunch(rows=len(rows), failing=failing, copied=copied, requests=requests), packs, every=every)
 
     def end(self) -> None:
         """Count what is left in the last pack."""
@@ -234,6 +238,15 @@ class _Bunches:
             if len(self._found.unaskable) < NAMED:
                 self._found.unaskable.append(Unaskable(ordinal=row.ordinal, error=end))
         return good, failing
+
+    def _is_new(self, item: Item) -> bool:
+        """Whether no row that was looked at asks for the same."""
+        digest = request_digest(self._operation, item)
+        if digest is None:
+            return True
+        known = len(self._asked)
+        self._asked.add(hash(digest))
+        return len(self._asked) > known
 
     def _id_problem(self, row: Row | BadRow) -> ErrorInfo | None:
         """What is wrong with a row's id; whether somebody has it already is looked at while no row is passed over."""

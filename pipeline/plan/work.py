@@ -44,7 +44,25 @@ class Settled:
         return Outcome(rows=self.rows, request=self.request, carried=True)
 
 
-Work = Task | Settled
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copies:
+    """Rows that ask for what another row was asked, with the ordinal of that one: they are given what it came to.
+
+    `items` are these rows, to be asked themselves where it came to nothing that they could be given; none where it is
+    known to have been answered in this invocation.
+    """
+
+    span: int
+    rows: tuple[tuple[int, int], ...]
+    items: tuple[Item, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """How many rows."""
+        return len(self.rows)
+
+
+Work = Task | Settled | Copies
 
 
 @dataclass(slots=True)

@@ -63,6 +63,11 @@ class Layout:
         return self.private / "journal" / "asked.sqlite"
 
     @property
+    def requests(self) -> Path:
+        """Which row was the first to ask for what, where rows that ask for the same share an answer."""
+        return self.private / "journal" / "requests.sqlite"
+
+    @property
     def carries(self) -> Path:
         """The names of the folders whose results this one takes over, while it does."""
         return self.private / "carries.json"

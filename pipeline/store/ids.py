@@ -15,9 +15,10 @@ _HASH_BYTES = 16
 
 
 class IdTable:
-    """Ids seen so far, as 128-bit hashes. Claims are idempotent, so a resumed run may repeat them."""
+    """Ids, or what else names a row, as 128-bit hashes. Claims are idempotent, so a resumed run may repeat them."""
 
     def __init__(self, path: Path) -> None:
+        self._name = path.name
         self._connection = open_database(path)
         with database_errors(path.name):
             # A lost claim is claimed again when its rows are read again, so only `sync` waits for the disk.
@@ -30,7 +31,7 @@ class IdTable:
         """Claim (id, ordinal) pairs, in order. Returns the ordinals that came too late, with the first holder's."""
         hashed = [(hash_of(value), ordinal) for value, ordinal in ids]
         late: dict[int, int] = {}
-        with database_errors("ids.sqlite"), transaction(self._connection):
+        with database_errors(self._name), transaction(self._connection):
             execute = self._connection.execute
             for digest, ordinal in hashed:
                 if execute("INSERT OR IGNORE INTO id VALUES (?, ?)", (digest, ordinal)).rowcount:
@@ -42,13 +43,18 @@ class IdTable:
 
     def find(self, value: object) -> int | None:
         """The ordinal that holds an id, None when nobody does."""
-        with database_errors("ids.sqlite"):
+        with database_errors(self._name):
             row = self._connection.execute("SELECT ordinal FROM id WHERE hash = ?", (hash_of(value),)).fetchone()
         return None if row is None else int(row[0])
 
+    def forget_from(self, ordinal: int) -> None:
+        """Forget the claims of this row and of those behind it: what they hold is read anew."""
+        with database_errors(self._name), transaction(self._connection):
+            self._connection.execute("DELETE FROM id WHERE ordinal >= ?", (ordinal,))
+
     def sync(self) -> None:
         """Have every claim survive a power loss. Needed before a range becomes a part: it is not read again."""
-        with database_errors("ids.sqlite"):
+        with database_errors(self._name):
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def close(self) -> None:

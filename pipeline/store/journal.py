@@ -120,7 +120,7 @@ class Totals:
     """What the folder's life has come to, over all invocations.
 
     `sealed_*` are rows in parts, `batched_*` those of the tokens that went through the Batch API. `carried` rows have
-    an earlier run's results, `deleted` ones are there and not in the input any more.
+    an earlier run's results, `deleted` ones are there and not in the input any more. `copied` rows have another row's.
     """
 
     ok: int = 0
@@ -139,6 +139,7 @@ class Totals:
     batched_output_tokens: int = 0
     carried: int = 0
     deleted: int = 0
+    copied: int = 0
 
 
 class BatchStep(StrEnum):
@@ -453,6 +454,7 @@ class Journal:
 
     def _keep(self, connection: Connection, outcome: Outcome) -> None:
         self._keep_packed(connection, pack(outcome))
+        self.totals.copied += len(outcome.rows) if outcome.copied else 0
         for file in outcome.files:
             keep_file(connection, file)
 
@@ -719,6 +721,22 @@ class JournalReader:
                     open_payloads.pop(payload, None)
                 else:
                     open_payloads[payload] = (outcome, left - 1)
+                yield outcome.rows[slot], outcome.request
+
+    def results_of(self, ordinals: Sequence[int]) -> Iterator[tuple[RowResult, RequestInfo]]:
+        """These rows, as far as they are done and in no part, in no order; one payload is held at a time."""
+        places = ", ".join("?" * len(ordinals))
+        held: tuple[int, Outcome | None] = (-1, None)
+        with database_errors("journal"):
+            rows = self._connection.execute(
+                f"SELECT payload, slot FROM result WHERE ordinal IN ({places}) ORDER BY payload",  # noqa: S608 - marks
+                tuple(ordinals),
+            ).fetchall()
+            for payload, slot in rows:
+                if held[0] != payload:
+                    held = payload, self._payload(payload)[0]
+                outcome = held[1]
+                assert outcome is not None  # noqa: S101 - read above
                 yield outcome.rows[slot], outcome.request
 
     def pieces(self, ordinal: int) -> dict[str, Outcome]:

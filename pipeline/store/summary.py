@@ -119,7 +119,8 @@ class Summary:
     `state` is running, complete, stopped, refused or interrupted; `reason` says why it ended before its rows did.
     `calls_on_refusals` counts the calls spent on finding out which rows of refused packs were to blame, `unwritten`
     the rows that were answered in this invocation and that no disk would take: they are pending, and asked again.
-    `carried` rows have an earlier run's results, `deleted` ones are in those and not in the input any more.
+    `carried` rows have an earlier run's results, `deleted` ones are in those and not in the input any more; `copied`
+    rows were given what another row that asks for the same came to.
     `predicted` is there once the number of rows is known, `budget` where the job has one, `fine_tuned_model` and
     `training` for jobs that train a model: their rows are the examples.
     `started_at` is when this invocation began and `updated_at` when this was counted, ISO 8601 in UTC.
@@ -136,6 +137,7 @@ class Summary:
     unwritten: int = 0
     carried: int = 0
     deleted: int = 0
+    copied: int = 0
     tokens: TokenCounts = field(default_factory=TokenCounts)
     cost_usd: float | None = None
     budget: BudgetState | None = None

@@ -76,6 +76,7 @@ def spent(summary: Summary) -> list[tuple[str, str]]:
         ("cost", cost),
         *[("budget", line) for line in _budget(summary.budget)],
         *_carried(summary),
+        *([("copied", f"{count(summary.copied, 'row')} from rows that ask for the same")] if summary.copied else []),
     ]
 
 

@@ -80,13 +80,16 @@ def _surveyed(
 
 def _report(job: Job, found: Survey, earlier: _Earlier) -> dict[str, Any]:
     sums, totals, lane = found.sums, earlier.totals, job.run.lane
-    failing, requests = sums.figure("failing"), sums.figure("requests")
+    failing, copied, requests = sums.figure("failing"), sums.figure("copied"), sums.figure("requests")
     known = isinstance(operations.get(job.operation).factory(job), Priced)
     tokens = sums.figure("input_tokens") if known else None
     quota_tokens = sums.figure("quota_tokens")
     most = sums.figure("most_output").at_most() if known and is_bounded(job) else None
     likely = likely_output(
-        rows=sums.rows - failing.value, known_rows=totals.ok, known_output=totals.output_tokens, most=most
+        rows=sums.rows - failing.value - copied.value,
+        known_rows=max(0, totals.ok - totals.copied),
+        known_output=totals.output_tokens,
+        most=most,
     )
     priced = rates(job.deployments, lane)
     cost = money(
@@ -103,6 +106,7 @@ def _report(job: Job, found: Survey, earlier: _Earlier) -> dict[str, Any]:
             "failed": totals.failed,
             "left": sums.rows,
             "cannot_be_asked": asdict(failing),
+            "copied": asdict(copied),
             "counted": sums.seen,
         },
         "requests": asdict(requests),
@@ -170,6 +174,8 @@ def _rows(report: Mapping[str, Any]) -> str:
         said.append(f"{rows['ok']:,} ok and {rows['failed']:,} failed already, {rows['left']:,} left")
     if rows["cannot_be_asked"]["value"]:
         said.append(f"{_figure(rows['cannot_be_asked'])} cannot be asked")
+    if rows["copied"]["value"]:
+        said.append(f"{_figure(rows['copied'])} ask for what an earlier row asks")
     if rows["counted"] < rows["left"]:
         said.append(f"a sample of {rows['counted']:,} was counted (--exact counts all)")
     return ", ".join(said)

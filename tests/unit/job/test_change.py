@@ -77,6 +77,7 @@ OTHER: dict[str, str] = {
     "run.deadline": "7s",
     "run.fail_on": "never",
     "run.canary": "7",
+    "run.dedupe": "content",
     "run.on_truncated": "fail",
     "run.on_invalid_json": "fail",
     "run.window": "1GiB",
