@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,8 +27,15 @@ MOST_WAITING = 1_000_000
 AT_ONCE = 500
 """Rows that are given a result in one piece of work."""
 
+_CHECK_BITS = 20
 # Any deployment will do, as long as it is always the same: which one answers says nothing of what is asked.
 _TARGET = Target(deployment="", model="", body_model=None)
+
+
+def _signed(digest: bytes, ordinal: int) -> int:
+    """An ordinal with a check of it and of its request: a bit that flips on the disk gives no row an answer."""
+    check = zlib.crc32(digest + ordinal.to_bytes(8, "big")) >> (32 - _CHECK_BITS)
+    return ordinal << _CHECK_BITS | check
 
 
 def request_digest(operation: Operation, item: Item) -> bytes | None:
@@ -49,7 +57,7 @@ def open_requests(layout: Layout) -> Iterator[IdTable]:
         known = rows_known(reader)
         try:
             table = opened.enter_context(IdTable(layout.requests))
-            table.forget_from(known)
+            table.forget_from(known << _CHECK_BITS)
         except DamageError:
             opened.close()
             with storage(f"removing {layout.requests.name}"):
@@ -67,12 +75,16 @@ class Same:
 
     def originals(self, items: Iterable[Item]) -> dict[int, int]:
         """Items that ask for what a row before them asks for, by ordinal, with the ordinal of that row. Blocking."""
-        asked = [
-            (digest.hex(), item.ordinal)
-            for item in items
-            if (digest := request_digest(self.operation, item)) is not None
-        ]
-        return self.table.claim(asked) if asked else {}
+        asked = {item.ordinal: digest for item in items if (digest := request_digest(self.operation, item)) is not None}
+        if not asked:
+            return {}
+        late = self.table.claim([(digest.hex(), _signed(digest, ordinal)) for ordinal, digest in asked.items()])
+        found = {mine >> _CHECK_BITS: holder for mine, holder in late.items()}
+        return {
+            ordinal: holder >> _CHECK_BITS
+            for ordinal, holder in found.items()
+            if holder == _signed(asked[ordinal], holder >> _CHECK_BITS)
+        }
 
 
 @dataclass(slots=True)

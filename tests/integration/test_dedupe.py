@@ -180,6 +180,22 @@ async def test_what_a_killed_run_had_read_and_not_noted_is_no_original(tmp_path:
     assert_given(bench)
 
 
+async def test_a_table_in_which_bits_flipped_gives_no_row_the_answer_of_another(tmp_path: Path) -> None:
+    bench = bench_of(tmp_path)
+    await bench.run(Service())
+    with IdTable(bench.layout.requests) as table:
+        before = table._connection.execute("SELECT ordinal FROM id").fetchall()
+        table._connection.execute("UPDATE id SET ordinal = ordinal | 1048576 WHERE NOT ordinal & 1048576")
+        after = table._connection.execute("SELECT ordinal FROM id").fetchall()
+    assert sorted(before) != sorted(after)
+    bench.texts(*TEXTS, *reversed(TEXTS))
+    more = Service()
+    summary = await bench.run(more)
+    assert summary.state == "complete"
+    assert len(more.calls) > 0
+    assert_given(bench)
+
+
 async def test_a_table_that_is_damaged_costs_requests_and_no_results(tmp_path: Path) -> None:
     bench = bench_of(tmp_path)
     await bench.run(Service(), limit=12)
