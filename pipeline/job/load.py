@@ -26,7 +26,6 @@ from pipeline.job.document import FieldPath, Report
 from pipeline.job.paths import MAGIC, exists, is_folder, static_folder
 from pipeline.job.spec import (
     DEFAULT_TIMEOUT_S,
-    LATER_KEYS,
     MEDIA_TIMEOUT_S,
     NOT_YET,
     DeploymentSpec,
@@ -310,7 +309,7 @@ class _Reader:
     def draft(self) -> Draft:
         """Check section by section, so that what is wrong in one hides nothing in another."""
         data, report = self.data, self.report
-        _refuse_unknown(data, (), _TOP, (), report)
+        _refuse_unknown(data, (), _TOP, report)
         name = self._name(data.get("name"))
         written: dict[tuple[str, ...], Any] = {}
         inputs = self._input(data.get("input"), written)
@@ -791,7 +790,7 @@ class _Reader:
             report.add(path, f"is missing: {hint}" if value is None and hint else "must be a mapping")
             return None
         names = {info.validation_alias or name: info for name, info in model.model_fields.items()}
-        _refuse_unknown(value, path, cast("Collection[str]", names), LATER_KEYS, report)
+        _refuse_unknown(value, path, cast("Collection[str]", names), report)
         data = {name: item for name, item in value.items() if name in names and item is not None}
         for name in list(data):
             if _extra(names[name]).get("x-later"):
@@ -864,17 +863,12 @@ def _resolve(text: str, file: Path, variables: Mapping[str, str], *, pattern: bo
     return plain
 
 
-def _refuse_unknown(
-    data: Mapping[str, Any], path: FieldPath, names: Collection[str], later: Collection[str], report: Report
-) -> None:
+def _refuse_unknown(data: Mapping[str, Any], path: FieldPath, names: Collection[str], report: Report) -> None:
     for name in data:
         if name in names:
             continue
         where = (*path, name)
         mark = report.tree.keys.get(where)
-        if name in later or (not path and name in LATER_KEYS):
-            report.add(where, f"is {NOT_YET}", at=mark)
-            continue
         hint = _suggest(name, names)
         if not hint:
             others = [

@@ -9,7 +9,6 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from pipeline.job.spec import (
-    LATER_KEYS,
     DeploymentSpec,
     InputSpec,
     Job,
@@ -152,11 +151,7 @@ def _later() -> Iterator[str]:
     ]
     yield "## Not available yet\n"
     yield "These are known, and refused with that word:\n"
-    if named := [*limits, *([_listed(LATER_KEYS)] if LATER_KEYS else [])]:
-        yield f"- keys {', '.join(named)}"
+    if limits:
+        yield f"- keys {', '.join(limits)}"
     yield "- remote paths"
     yield ""
-
-
-def _listed(names: frozenset[str]) -> str:
-    return ", ".join(f"`{name}`" for name in sorted(names))

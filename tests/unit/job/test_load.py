@@ -8,7 +8,7 @@ import yaml
 from pipeline.errors import JobFileError
 from pipeline.job.change import fingerprint
 from pipeline.job.load import Draft, check_columns, load_job, read
-from pipeline.job.spec import LATER_KEYS, Job
+from pipeline.job.spec import Job
 from pipeline.sources.errors import SourceError
 
 GOOD: dict[str, Any] = {
@@ -144,13 +144,6 @@ def test_an_unknown_key_is_told_with_what_was_meant(
     found = said(draft(tmp_path, **sections))
     assert found.keys() == {path}
     assert found[path].startswith(message)
-
-
-@pytest.mark.parametrize("name", sorted(LATER_KEYS))
-@pytest.mark.parametrize("section", ["", "input", "output", "run"])
-def test_a_key_of_later_work_is_not_available_yet(tmp_path: Path, name: str, section: str) -> None:
-    sections = {name: 1} if not section else {section: GOOD.get(section, {}) | {name: 1}}
-    assert set(said(draft(tmp_path, **sections)).values()) == {"is not available yet"}
 
 
 CHAT = {"operation": "chat", "request": {"messages": [{"role": "user", "content": "{{ text }}"}]}}
