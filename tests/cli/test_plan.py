@@ -127,6 +127,7 @@ def test_nothing_is_written_and_nothing_is_sent(bench: Bench) -> None:
         "failed": 0,
         "left": 12,
         "cannot_be_asked": {"value": 0, "within": 0},
+        "copied": {"value": 0, "within": 0},
         "counted": 12,
     }
 
