@@ -37,6 +37,7 @@ class Event(StrEnum):
     RUN_STARTED = "run_started"
     RUN_RESUMED = "run_resumed"
     RUN_ENDED = "run_ended"
+    CANARY_PASSED = "canary_passed"
     INPUT_GREW = "input_grew"
     INPUT_COMPARED = "input_compared"
     STRAY_PART_REMOVED = "stray_part_removed"

@@ -14,7 +14,7 @@ from contextlib import (
     nullcontext,
     suppress,
 )
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -34,7 +34,7 @@ from pipeline.engines.metrics import open_metrics, told
 from pipeline.engines.prediction import Prediction
 from pipeline.engines.signals import obeyed_signals
 from pipeline.engines.stall import StallGuard
-from pipeline.engines.standing import end_at_deadline, keep_summary
+from pipeline.engines.standing import end_at_deadline, keep_summary, tell_end, tell_summary
 from pipeline.engines.tally import Tally
 from pipeline.engines.training import Training
 from pipeline.engines.watchdog import limit_s
@@ -73,7 +73,7 @@ from pipeline.store.batch_lines import ERRORS, OUTPUT, write_batch_lines
 from pipeline.store.disk import file_system, free_bytes, is_network, needed_bytes
 from pipeline.store.earlier import Earlier, earlier, note_run
 from pipeline.store.files import storage
-from pipeline.store.folder import Layout, columns_of_parts, hold_folder, remove_strays
+from pipeline.store.folder import Layout, clear_leftovers, columns_of_parts, hold_folder, remove_strays
 from pipeline.store.generations import finish_rewrites
 from pipeline.store.handover import TAKES_OVER, end_handover, hand_over, hold_job
 from pipeline.store.history import begin_invocation, end_invocation
@@ -81,7 +81,7 @@ from pipeline.store.ids import IdTable, rebuilt_ids, remove_table
 from pipeline.store.journal import Journal, JournalReader, Span
 from pipeline.store.predecessors import Predecessors
 from pipeline.store.repair import Repaired, end_repair, refuse_damage, repair_folder
-from pipeline.store.summary import Summary, write_summary
+from pipeline.store.summary import Summary
 
 if TYPE_CHECKING:
     from pipeline.job.spec import Job
@@ -201,52 +201,94 @@ async def _run_stages(
     if before is not None and not fresh:
         before.check(job)
         before = await anyio.to_thread.run_sync(_handed_over, job, layout, before, options, now)
-    invocation = _Invocation(
-        job=job,
-        layout=layout,
-        options=options,
-        clock=clock,
-        dice=dice,
-        transport=transport,
-        listener=listener,
-        watcher=watcher,
-        telemetry=telemetry,
-        repaired=repaired,
-        now=now,
-    )
     known = None if fresh else before
-    began = clock.now()
-    if options.retry is None and known is not None and known.again not in {None, change.variant(job)}:
-        # A retry with a wording of its own was cut: it is ended first, as it was begun.
-        summary = await invocation.go(known, again=True, last=False)
-        if summary.exit_code not in {0, 1}:
-            return summary
-        known, invocation = earlier(layout), invocation.after(clock.now() - began)
-        began = clock.now()
-    rows = job.run.canary
-    if (
-        rows is None
-        or options.retry is not None
-        or job.operation == TRAINING
-        or (known is not None and known.carries)
-        or (not fresh and is_begun(layout, rows=rows))
-    ):
-        return await invocation.go(known, fresh=fresh, again=options.retry is not None)
-    no_more = options.limit is not None and options.limit <= rows
-    summary = await invocation.first(rows).go(known, fresh=fresh, last=no_more)
-    if summary.exit_code not in {0, 1} or summary.state == "complete":
-        return summary
-    stopped = await invocation.judged(summary, rows)
-    if stopped is not None or no_more:
-        return stopped or summary
-    return await invocation.after(clock.now() - began).go(earlier(layout))
+    # A retry with a wording of its own was cut: it is ended first, as it was begun.
+    cut = options.retry is None and known is not None and known.again not in {None, change.variant(job)}
+    ready = await _prepared(job, options, known, again=cut or options.retry is not None)
+    with hold_folder(layout.root, fresh=fresh, now=now):
+        if earlier(layout) != known:
+            raise FolderHeldError(f"another run has just used {layout.root}; run the same command again")
+        rows = await _begun_again(layout, options, ready, known, now=now)
+        if isinstance(rows, Summary):
+            return rows
+        known = earlier(layout) if rows else known
+        stop = Stop()
+        async with _open_logs(layout, options, stop=stop, clock=clock, listener=listener) as (log, http_log):
+            if rows:
+                log.emit(Event.ROWS_ASKED_AGAIN, rows=rows, variant=change.variant(ready.asked))
+            invocation = _Invocation(
+                job=job,
+                layout=layout,
+                options=options,
+                clock=clock,
+                dice=dice,
+                transport=transport,
+                watcher=watcher,
+                telemetry=telemetry,
+                repaired=repaired,
+                stop=stop,
+                log=log,
+                http_log=http_log,
+            )
+            return await invocation.all_stages(ready, known, fresh=fresh, cut=cut)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ready:
+    """What a stage reads and asks, found to fit each other. `again`: it sends only rows that are asked again."""
+
+    source: Source
+    asked: Job
+    operation: Operation
+    again: bool
+
+
+async def _prepared(job: Job, options: RunOptions, known: Earlier | None, *, again: bool = False) -> _Ready:
+    """Read what a stage needs. `again`: it sends only rows that are asked again. Raises JobFileError, SourceError.
+
+    Nothing is written: a job that does not fit its input leaves the folder as it is.
+    """
+    source = await anyio.to_thread.run_sync(lambda: _open_source(job, known))
+    asked = asked_again(job, known, options.retry) if again and known is not None else job
+    operation = operations.get(asked.operation).factory(asked)
+    problems = check_columns(asked, source.schema.names, result_columns=result_columns(operation))
+    if problems and source.schema.names:
+        raise JobFileError(problems)
+    return _Ready(source=source, asked=asked, operation=operation, again=again)
+
+
+async def _begun_again(
+    layout: Layout, options: RunOptions, ready: _Ready, known: Earlier | None, *, now: datetime
+) -> int | Summary:
+    """Open the rows that a retry means; how many, or what to tell where there are none."""
+    finish_rewrites(layout)
+    if options.retry is None or known is None:
+        return 0
+    require_same_columns(ready.operation, known, parts=columns_of_parts(layout))
+    begin = partial(begin_again, layout, asked=ready.asked, known=known, retry=options.retry, now=now)
+    return await anyio.to_thread.run_sync(begin)
+
+
+@asynccontextmanager
+async def _open_logs(
+    layout: Layout, options: RunOptions, *, stop: Stop, clock: Clock, listener: Listener | None
+) -> AsyncIterator[tuple[EventLog, HttpLog | None]]:
+    """Note that an invocation begins, have its logs, and obey signals, for all of its stages."""
+    log = EventLog(path=layout.log, listener=listener, wall=clock.wall)
+    try:
+        begin_invocation(layout, at=utc(clock.wall()), version=version("aoai-pipeline"))
+        opened = open_http_log(options.http_log, path=layout.http_log, listener=listener, wall=clock.wall, log=log)
+        with opened as http_log, obeyed_signals(stop, log) if options.signals else nullcontext():
+            yield log, http_log
+    finally:
+        log.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Invocation:
     """What the stages of an invocation share: a retry that was cut is ended before the run goes on.
 
-    `before_s`: the seconds that the stages before took; None in the first, which notes that the invocation began.
+    `before_s`: the seconds that the stages before took; None in the first, which says that the run begins.
     """
 
     job: Job
@@ -255,11 +297,12 @@ class _Invocation:
     clock: Clock
     dice: Callable[[], float]
     transport: Transport | None
-    listener: Listener | None
     watcher: Callable[[Summary], None] | None
     telemetry: Telemetry | None
     repaired: Repaired | None
-    now: datetime
+    stop: Stop
+    log: EventLog
+    http_log: HttpLog | None
     before_s: float | None = None
 
     def first(self, rows: int) -> _Invocation:
@@ -277,98 +320,101 @@ class _Invocation:
         job = self.job.model_copy(update={"run": run})
         return replace(self, job=job, repaired=None, before_s=(self.before_s or 0.0) + seconds)
 
-    def _note_end(self, summary: Summary) -> None:
+    async def all_stages(self, ready: _Ready, known: Earlier | None, *, fresh: bool, cut: bool) -> Summary:
+        """Do one stage after the other. `cut`: the first ends a retry that was cut, which `ready` is for."""
+        began, invocation = self.clock.now(), self
+        if cut:
+            summary = await invocation.go(ready, known, goes_on=_went_well)
+            if not _went_well(summary):
+                return summary
+            known, invocation = earlier(self.layout), invocation.after(self.clock.now() - began)
+            began, ready = self.clock.now(), await _prepared(invocation.job, invocation.options, known)
+        if not invocation.wants_canary(known, fresh=fresh):
+            return await invocation.go(ready, known)
+        return await invocation.canary(ready, known, began=began)
+
+    def wants_canary(self, known: Earlier | None, *, fresh: bool) -> bool:
+        """Whether the first rows are to be asked before all others."""
+        rows = self.job.run.canary
+        return not (
+            rows is None
+            or self.options.retry is not None
+            or self.job.operation == TRAINING
+            or (known is not None and known.carries)
+            or (not fresh and is_begun(self.layout, rows=rows))
+        )
+
+    async def canary(self, ready: _Ready, known: Earlier | None, *, began: float) -> Summary:
+        """Ask the first rows, judge what came of them, and go on with the rest where nothing speaks against it."""
+        rows = self.job.run.canary or 0
+        no_more = self.options.limit is not None and self.options.limit <= rows
+
+        def goes_on(summary: Summary) -> bool:
+            return _went_well(summary) and summary.state != "complete"
+
+        summary = await self.first(rows).go(ready, known, goes_on=goes_on)
+        if not goes_on(summary):
+            return summary
+        cause = await anyio.to_thread.run_sync(self._judged, rows)
+        if cause is not None:
+            ending = ending_of(cause)
+            summary = replace(summary, state=ending.state, reason=ending.reason, exit_code=ending.exit_code)
+        if cause is not None or no_more:
+            return self._ended(tell_end(summary, path=self.layout.summary, log=self.log, watcher=self.watcher))
+        self.log.emit(Event.CANARY_PASSED, rows=rows)
+        known, following = earlier(self.layout), self.after(self.clock.now() - began)
+        ready = await _prepared(following.job, following.options, known)
+        return await following.go(ready, known)
+
+    def _judged(self, rows: int) -> PipelineError | None:
+        """Say why the rest is not sent, None where nothing speaks against it. Blocking."""
+        source = _open_source(self.job, earlier(self.layout))
+        planned = planned_usd(self.job, source, rows=rows, simulated=self.options.simulated)
+        return judge(self.job, self.layout, rows=rows, planned=planned)
+
+    async def go(
+        self, ready: _Ready, known: Earlier | None, *, goes_on: Callable[[Summary], bool] = lambda _: False
+    ) -> Summary:
+        """Do one stage. `goes_on` says by what it came to whether another follows; else that is the run's end."""
+        if self.before_s is not None:
+            clear_leftovers(self.layout)
+            finish_rewrites(self.layout)
+        summary = await self._made(ready, goes_on=goes_on).go(known, self.transport)
+        return summary if goes_on(summary) else self._ended(summary)
+
+    def _ended(self, summary: Summary) -> Summary:
         """Have the history tell how the invocation ended, and how long all of its stages took."""
         seconds = round(summary.seconds + (self.before_s or 0.0), 3)
         end_invocation(self.layout, replace(summary, seconds=seconds))
+        return summary
 
-    async def judged(self, summary: Summary, rows: int) -> Summary | None:
-        """Judge the canary: what the run ends with, None where it goes on."""
-        job, layout = self.job, self.layout
-
-        def look() -> PipelineError | None:
-            source = _open_source(job, earlier(layout))
-            planned = planned_usd(job, source, rows=rows, simulated=self.options.simulated)
-            return judge(job, layout, rows=rows, planned=planned)
-
-        cause = await anyio.to_thread.run_sync(look)
-        if cause is None:
-            return None
-        ending = ending_of(cause)
-        ended = replace(summary, state=ending.state, reason=ending.reason, exit_code=ending.exit_code)
-        with hold_folder(layout.root, fresh=False, now=self.now):
-            write_summary(layout.summary, ended)
-            self._note_end(ended)
-        if self.watcher is not None:
-            self.watcher(ended)
-        return ended
-
-    async def go(
-        self, known: Earlier | None, *, fresh: bool = False, again: bool = False, last: bool = True
-    ) -> Summary:
-        """Do one stage. `again`: send only rows that are asked again. `last`: none follows where this one goes well."""
-        job, layout, options = self.job, self.layout, self.options
-        source = await anyio.to_thread.run_sync(lambda: _open_source(job, known))
-        asked = asked_again(job, known, options.retry) if again and known is not None else job
-        operation = operations.get(asked.operation).factory(asked)
-        problems = check_columns(asked, source.schema.names, result_columns=result_columns(operation))
-        if problems and source.schema.names:
-            raise JobFileError(problems)
-        with hold_folder(layout.root, fresh=fresh, now=self.now):
-            if earlier(layout) != known:
-                raise FolderHeldError(f"another run has just used {layout.root}; run the same command again")
-            finish_rewrites(layout)
-            rows = 0
-            if options.retry is not None and known is not None:
-                require_same_columns(operation, known, parts=columns_of_parts(layout))
-                begin = partial(begin_again, layout, asked=asked, known=known, retry=options.retry, now=self.now)
-                begun = await anyio.to_thread.run_sync(begin)
-                if isinstance(begun, Summary):
-                    return begun
-                rows, known = begun, earlier(layout)
-            log = EventLog(path=layout.log, listener=self.listener, wall=self.clock.wall)
-            if rows:
-                log.emit(Event.ROWS_ASKED_AGAIN, rows=rows, variant=change.variant(asked))
-            run = self._made(asked, source, operation, log=log, again=again)
-            http = open_http_log(
-                options.http_log, path=layout.http_log, listener=self.listener, wall=self.clock.wall, log=log
-            )
-            if self.before_s is None:
-                begin_invocation(layout, at=utc(self.clock.wall()), version=version("aoai-pipeline"))
-            try:
-                obeyed = obeyed_signals(run.stop, log) if options.signals else nullcontext()
-                with http as run.http_log, obeyed:
-                    summary = await run.go(known, self.transport)
-                if last or summary.exit_code not in {0, 1} or summary.state == "complete":
-                    self._note_end(summary)
-            finally:
-                log.close()
-            return summary
-
-    def _made(self, asked: Job, source: Source, operation: Operation, *, log: EventLog, again: bool) -> _Run | Training:
+    def _made(self, ready: _Ready, *, goes_on: Callable[[Summary], bool]) -> _Run | Training:
         """Make what does the job: one that trains a model goes its own way."""
-        options = self.options
+        options, asked = self.options, ready.asked
         if asked.operation == TRAINING:
             return Training(
                 job=asked,
                 layout=self.layout,
-                source=source,
-                operation=operation,
-                log=log,
+                source=ready.source,
+                operation=ready.operation,
+                log=self.log,
+                http_log=self.http_log,
                 clock=self.clock,
                 dice=self.dice,
                 watcher=self.watcher,
                 wait=options.wait,
                 cancel=options.cancel,
+                stop=self.stop,
             )
         return _Run(
             job=asked,
             noted=self.job,
             layout=self.layout,
-            source=source,
-            operation=operation,
-            rules=plan_rules(asked, source, limit=options.limit, only_again=again),
-            log=log,
+            source=ready.source,
+            operation=ready.operation,
+            rules=plan_rules(asked, ready.source, limit=options.limit, only_again=ready.again),
+            log=self.log,
+            http_log=self.http_log,
             clock=self.clock,
             dice=self.dice,
             watcher=self.watcher,
@@ -377,7 +423,15 @@ class _Invocation:
             repaired=self.repaired,
             wait=options.wait,
             simulated=options.simulated,
+            begins=self.before_s is None,
+            goes_on=goes_on,
+            stop=self.stop,
         )
+
+
+def _went_well(summary: Summary) -> bool:
+    """Whether a stage did all that it was to do."""
+    return summary.exit_code in {0, 1}
 
 
 def _check_options(job: Job, options: RunOptions) -> None:
@@ -403,7 +457,11 @@ def _check_options(job: Job, options: RunOptions) -> None:
 
 @dataclass(slots=True, kw_only=True)
 class _Run:
-    """One run, under the folder's lock. `noted` is the job that the folder stands for, `job` the one that is asked."""
+    """One stage of a run, under the folder's lock.
+
+    `noted` is the job that the folder stands for, `job` the one that is asked. `begins`: no stage was before it.
+    `goes_on` says by what it came to whether another stage follows.
+    """
 
     job: Job
     noted: Job
@@ -419,9 +477,11 @@ class _Run:
     leave: Callable[[int], object] | None
     wait: bool
     simulated: bool
-    repaired: Repaired | None = None
-    stop: Stop = field(default_factory=Stop)
-    http_log: HttpLog | None = None
+    begins: bool
+    goes_on: Callable[[Summary], bool]
+    stop: Stop
+    http_log: HttpLog | None
+    repaired: Repaired | None
     sealing: Sealing | None = None
 
     async def go(self, known: Earlier | None, transport: Transport | None) -> Summary:
@@ -712,13 +772,14 @@ class _Run:
             if self.repaired is not None and self.repaired.ids_gone:
                 await anyio.to_thread.run_sync(self._claim_ids, reader)
         await note_run(journal, job=self.noted, schema=self.source.schema, files=files, variants=variants)
-        self.log.emit(
-            Event.RUN_RESUMED if known is not None else Event.RUN_STARTED,
-            job=self.job.name,
-            operation=self.job.operation,
-            done=journal.totals.ok + journal.totals.failed,
-            workers=self.job.run.workers,
-        )
+        if self.begins:
+            self.log.emit(
+                Event.RUN_RESUMED if known is not None else Event.RUN_STARTED,
+                job=self.job.name,
+                operation=self.job.operation,
+                done=journal.totals.ok + journal.totals.failed,
+                workers=self.job.run.workers,
+            )
 
     def _tell_repair(self) -> None:
         """Say what was repaired, and what it costs, before anything is sent."""
@@ -767,28 +828,18 @@ class _Run:
             self.stop.request(error)
 
     def _tell(self, summary: Summary) -> Summary:
-        """Leave the last summary where everybody looks for it. Raises the cause again where it is a defect."""
-        try:
-            write_summary(self.layout.summary, summary)
-            self._say_end(summary)
-        except StorageError as error:
-            if summary.exit_code in {0, 1}:
-                summary = replace(summary, state="stopped", reason=str(error), exit_code=error.exit_code)
-        if self.watcher is not None:
-            self.watcher(summary)
+        """Leave the last summary where everybody looks for it. Raises the cause again where it is a defect.
+
+        Between two stages the run goes on, whatever the first came to.
+        """
+        if self.goes_on(summary):
+            between = replace(summary, state="running", reason=None, exit_code=None)
+            tell_summary(self.layout.summary, between, watcher=self.watcher, stop=self.stop)
+            return summary
+        summary = tell_end(summary, path=self.layout.summary, log=self.log, watcher=self.watcher)
         if self.stop.cause is not None and not isinstance(self.stop.cause, PipelineError):
             raise self.stop.cause
         return summary
-
-    def _say_end(self, summary: Summary) -> None:
-        self.log.emit(
-            Event.RUN_ENDED,
-            Level.INFO if summary.exit_code == 0 else Level.WARNING,
-            state=summary.state,
-            reason=summary.reason,
-            exit_code=summary.exit_code,
-            rows=asdict(summary.rows),
-        )
 
 
 def _hands(job: Job, lane: Lane) -> int:

@@ -6,7 +6,7 @@ import secrets
 import shlex
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import anyio
@@ -14,27 +14,26 @@ from anyio import to_thread
 
 from pipeline.clock import utc
 from pipeline.engines.ending import Ending, ending_of
-from pipeline.engines.standing import end_at_deadline, keep_summary
+from pipeline.engines.standing import end_at_deadline, keep_summary, tell_end
 from pipeline.errors import (
     ExamplesError,
     InputChangedError,
     PipelineError,
     RefusedError,
     StoppedEarlyError,
-    StorageError,
 )
 from pipeline.job.spec import is_azure
 from pipeline.job.training import asked_of, training_usd
 from pipeline.lanes.stop import Stop, Stopped
 from pipeline.lanes.tuning import TuningLane, TuningRules
-from pipeline.log import Event, EventLog, Level
+from pipeline.log import Event, EventLog
 from pipeline.plan.examples import Examples, example_rules, second_input, write_examples
 from pipeline.service.address import Family, address
 from pipeline.service.pool import Pool, open_pool
 from pipeline.store.earlier import note_run
 from pipeline.store.files import private_folder, sha256_of, storage
 from pipeline.store.journal import Journal
-from pipeline.store.summary import RowCounts, Summary, TrainingState, write_summary
+from pipeline.store.summary import RowCounts, Summary, TrainingState
 from pipeline.store.training import (
     EVENTS,
     METRICS,
@@ -73,9 +72,9 @@ class Training:
     dice: Callable[[], float]
     watcher: Callable[[Summary], None] | None
     wait: bool
-    cancel: bool = False
-    stop: Stop = field(default_factory=Stop)
-    http_log: HttpLog | None = None
+    cancel: bool
+    stop: Stop
+    http_log: HttpLog | None
     rows: RowCounts = field(default_factory=RowCounts)
     record: TrainingRecord | None = None
     lane: TuningLane | None = None
@@ -282,21 +281,7 @@ class Training:
 
     def _tell(self, summary: Summary) -> Summary:
         """Leave the last summary where everybody looks for it. Raises the cause again where it is a defect."""
-        try:
-            write_summary(self.layout.summary, summary)
-            self.log.emit(
-                Event.RUN_ENDED,
-                Level.INFO if summary.exit_code == 0 else Level.WARNING,
-                state=summary.state,
-                reason=summary.reason,
-                exit_code=summary.exit_code,
-                rows=asdict(summary.rows),
-            )
-        except StorageError as error:
-            if summary.exit_code == 0:
-                summary = replace(summary, state="stopped", reason=str(error), exit_code=error.exit_code)
-        if self.watcher is not None:
-            self.watcher(summary)
+        summary = tell_end(summary, path=self.layout.summary, log=self.log, watcher=self.watcher)
         if self.stop.cause is not None and not isinstance(self.stop.cause, PipelineError):
             raise self.stop.cause
         return summary

@@ -196,11 +196,7 @@ def hold_folder(root: Path, *, fresh: bool, now: datetime) -> Iterator[Layout]:
         with storage(f"preparing {root}"):
             for folder in (layout.journal.parent, layout.spool, layout.attempts):
                 private_folder(folder)
-            remove_temporaries(root, layout.private, layout.attempts)
-            # A spool counts only as far as this invocation has read its rows again.
-            remove_temporaries(layout.spool, suffix=SPOOL_SUFFIX)
-            remove_temporaries(layout.media)
-            shutil.rmtree(layout.pieces, ignore_errors=True)
+        clear_leftovers(layout)
         forget_checksums(layout.private)
         yield layout
         try:
@@ -208,6 +204,16 @@ def hold_folder(root: Path, *, fresh: bool, now: datetime) -> Iterator[Layout]:
         except StorageError as error:
             if layout.private.is_dir() and not isinstance(error, DiskFullError):
                 raise
+
+
+def clear_leftovers(layout: Layout) -> None:
+    """Clear away what whoever worked here before left unfinished. Call it under the folder's lock."""
+    with storage(f"preparing {layout.root}"):
+        remove_temporaries(layout.root, layout.private, layout.attempts)
+        # A spool counts only as far as whoever goes on has read its rows again.
+        remove_temporaries(layout.spool, suffix=SPOOL_SUFFIX)
+        remove_temporaries(layout.media)
+        shutil.rmtree(layout.pieces, ignore_errors=True)
 
 
 def _claim(layout: Layout) -> None:

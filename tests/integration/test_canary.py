@@ -9,7 +9,10 @@ import httpx
 import pytest
 from in_memory import Bench, Judge, Said, Service, refusal
 
+from pipeline.run import RunOptions, run_job
+from pipeline.store.folder import is_running
 from pipeline.store.history import invocations
+from pipeline.store.summary import Summary, read_summary
 
 pytestmark = pytest.mark.anyio
 
@@ -189,6 +192,41 @@ async def test_the_history_tells_one_invocation_and_how_it_ended(
         assert last.seconds is not None
         assert last.seconds >= summary.seconds
     assert found[0].new_rows == summary.rows.ok + summary.rows.failed
+
+
+@pytest.mark.parametrize(
+    ("refused", "limit", "ended"),
+    [
+        pytest.param(0, None, "complete", id="passed"),
+        pytest.param(2, None, "stopped", id="not passed"),
+        pytest.param(0, 6, "stopped", id="within a limit"),
+        pytest.param(0, 20, "stopped", id="before a limit"),
+    ],
+)
+async def test_whoever_watches_sees_one_run_that_goes_on_until_its_end(
+    tmp_path: Path, refused: int, limit: int | None, ended: str
+) -> None:
+    bench = bench_of(tmp_path)
+    told: list[tuple[str, str, bool]] = []
+
+    def watch(summary: Summary) -> None:
+        told.append((summary.state, read_summary(bench.layout.summary).state, is_running(bench.out)))
+
+    await run_job(
+        bench.job(),
+        options=RunOptions(limit=limit),
+        transport=Service(some(refused, refusal(400, "odd"))),
+        listener=bench.events.append,
+        watcher=watch,
+    )
+    *before, last = told
+    assert set(before) == {("running", "running", True)}, "between the stages, too"
+    assert last == (ended, ended, True)
+    events = [event["event"] for event in bench.events]
+    assert events.count("run_started") == events.count("run_ended") == 1
+    assert "run_resumed" not in events
+    assert events[-1] == "run_ended"
+    assert events.count("canary_passed") == (refused == 0 and (limit is None or limit > CANARY))
 
 
 async def test_the_history_counts_the_seconds_of_both_stages(tmp_path: Path) -> None:
