@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
     ExitStack,
@@ -32,6 +32,7 @@ from pipeline.engines.lanes import make_lane
 from pipeline.engines.local import Sealing, SealRules, run_local
 from pipeline.engines.metrics import open_metrics, told
 from pipeline.engines.prediction import Prediction
+from pipeline.engines.remote import Remote, reachable
 from pipeline.engines.signals import obeyed_signals
 from pipeline.engines.stall import StallGuard
 from pipeline.engines.standing import end_at_deadline, keep_summary, tell_end, tell_summary
@@ -51,6 +52,7 @@ from pipeline.job.batch import BATCH_FORMAT
 from pipeline.job.load import check_columns
 from pipeline.job.training import TRAINING
 from pipeline.lanes.commit import Commits
+from pipeline.lanes.control import Control
 from pipeline.lanes.crew import Crew
 from pipeline.lanes.findings import Findings
 from pipeline.lanes.pulse import Pulse
@@ -212,8 +214,11 @@ async def _run_stages(
         if isinstance(rows, Summary):
             return rows
         known = earlier(layout) if rows else known
-        stop = Stop()
-        async with _open_logs(layout, options, stop=stop, clock=clock, listener=listener) as (log, http_log):
+        stop, control = Stop(), Control(workers=job.run.workers, leave=job.run.leave, clock=clock)
+        async with (
+            _open_logs(layout, options, stop=stop, clock=clock, listener=listener) as (log, http_log),
+            reachable(Remote(job=job, control=control, stop=stop, log=log), layout, environ=os.environ),
+        ):
             if rows:
                 log.emit(Event.ROWS_ASKED_AGAIN, rows=rows, variant=change.variant(ready.asked))
             invocation = _Invocation(
@@ -227,6 +232,7 @@ async def _run_stages(
                 telemetry=telemetry,
                 repaired=repaired,
                 stop=stop,
+                control=control,
                 log=log,
                 http_log=http_log,
             )
@@ -301,6 +307,7 @@ class _Invocation:
     telemetry: Telemetry | None
     repaired: Repaired | None
     stop: Stop
+    control: Control
     log: EventLog
     http_log: HttpLog | None
     before_s: float | None = None
@@ -313,10 +320,14 @@ class _Invocation:
         return replace(self, job=job, options=replace(self.options, limit=limit))
 
     def after(self, seconds: float) -> _Invocation:
-        """The stage after one that took so long of the deadline, and found the folder repaired or moved aside."""
+        """The stage after one that took so long of the deadline, and found the folder repaired or moved aside.
+
+        It begins with what the run was set to meanwhile.
+        """
         deadline_s = self.job.run.deadline_s
         left = None if deadline_s is None else max(deadline_s - seconds, _LEAST_S)
-        run = self.job.run.model_copy(update={"deadline_s": left})
+        now = {"deadline_s": left, "workers": self.control.workers, "leave": self.control.leave}
+        run = self.job.run.model_copy(update=now)
         job = self.job.model_copy(update={"run": run})
         return replace(self, job=job, repaired=None, before_s=(self.before_s or 0.0) + seconds)
 
@@ -426,6 +437,7 @@ class _Invocation:
             begins=self.before_s is None,
             goes_on=goes_on,
             stop=self.stop,
+            control=self.control,
         )
 
 
@@ -480,6 +492,7 @@ class _Run:
     begins: bool
     goes_on: Callable[[Summary], bool]
     stop: Stop
+    control: Control
     http_log: HttpLog | None
     repaired: Repaired | None
     sealing: Sealing | None = None
@@ -556,6 +569,7 @@ class _Run:
                     clock=clock,
                     random=self.dice,
                     pulse=pulse,
+                    control=self.control,
                     log=self.log,
                     crew=job.run.processes > 1 and transport is None,
                 )
@@ -591,6 +605,7 @@ class _Run:
                     prediction=prediction,
                     limit=self.rules.limit,
                     only_again=self.rules.only_again,
+                    control=self.control,
                     clock=clock,
                 )
                 guard = StallGuard(
@@ -599,37 +614,39 @@ class _Run:
                     stop=self.stop,
                     tally=tally,
                     pulse=pulse,
-                    waits_until=lambda: lane.waits_until,
+                    waits_until=lambda: math.inf if self.control.is_paused else lane.waits_until,
                     works=lambda: plan.is_reading or lane.works_long,
                     limit_s=limit_s(job.run.timeout_s),
                     grace_s=job.run.grace_s,
                     clock=clock,
                     leave=self.leave,
                 )
+                tell = partial(
+                    tell_summary,
+                    layout.summary,
+                    tally.now,
+                    check=journal.check_place,
+                    watcher=self.watcher,
+                    stop=self.stop,
+                )
+                steer = partial(self._steer, (pool, batch_pool), ballast=ballast, tell=tell)
                 async with anyio.create_task_group() as watching:
                     watching.start_soon(guard.run)
-                    watching.start_soon(
-                        lambda: keep_summary(
-                            layout.summary,
-                            tally.now,
-                            check=journal.check_place,
-                            watcher=self.watcher,
-                            stop=self.stop,
-                            clock=clock,
-                        )
-                    )
+                    watching.start_soon(keep_summary, tell, clock)
                     watching.start_soon(lambda: end_at_deadline(job.run.deadline_s, stop=self.stop, clock=clock))
                     watching.start_soon(pool.share)
                     watching.start_soon(prediction.make)
-                    await run_local(
-                        lane=lane,
-                        plan=plan,
-                        sealing=sealing,
-                        workers=_hands(job, lane),
-                        stop=self.stop,
-                        grace_s=job.run.grace_s,
-                        clock=clock,
-                    )
+                    with self.control.followed(steer), self.control.counting(lambda: lane.in_flight):
+                        await run_local(
+                            lane=lane,
+                            plan=plan,
+                            sealing=sealing,
+                            workers=lambda: _hands(job, lane, self.control),
+                            control=self.control,
+                            stop=self.stop,
+                            grace_s=job.run.grace_s,
+                            clock=clock,
+                        )
                     if self.stop.cause is None:
                         await prediction.made()
                     watching.cancel_scope.cancel()
@@ -642,6 +659,15 @@ class _Run:
                     await self._write_batch_lines(journal)
                     summary = tally.ending(self.stop.cause)
         return self._tell(summary)
+
+    def _steer(self, pools: Iterable[Pool | None], *, ballast: Ballast, tell: Callable[[], None]) -> None:
+        """Follow what was asked of the run, and say at once that it was."""
+        control = self.control
+        for pool in pools:
+            if pool is not None:
+                pool.steer(paused=control.is_paused, leave=control.leave, workers=control.workers)
+        ballast.resize(control.workers)
+        tell()
 
     @contextmanager
     def _open_carrier(self, known: Earlier | None) -> Iterator[Carrier | None]:
@@ -834,7 +860,7 @@ class _Run:
         """
         if self.goes_on(summary):
             between = replace(summary, state="running", reason=None, exit_code=None)
-            tell_summary(self.layout.summary, between, watcher=self.watcher, stop=self.stop)
+            tell_summary(self.layout.summary, lambda: between, watcher=self.watcher, stop=self.stop)
             return summary
         summary = tell_end(summary, path=self.layout.summary, log=self.log, watcher=self.watcher)
         if self.stop.cause is not None and not isinstance(self.stop.cause, PipelineError):
@@ -842,11 +868,11 @@ class _Run:
         return summary
 
 
-def _hands(job: Job, lane: Lane) -> int:
+def _hands(job: Job, lane: Lane, control: Control) -> int:
     """How many of a lane's workers there are: those of a crew see to one process each."""
     if isinstance(lane, Crew):
         return job.run.processes
-    return 1 if job.run.lane == "batch" else job.run.workers
+    return 1 if job.run.lane == "batch" else control.workers
 
 
 async def _repaired(job: Job, layout: Layout, now: datetime, options: RunOptions) -> Repaired | None:

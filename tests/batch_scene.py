@@ -25,7 +25,7 @@ from pipeline.store.folder import Layout
 from pipeline.store.journal import JournalReader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pipeline.clock import Clock
     from pipeline.store.summary import Summary
@@ -132,6 +132,7 @@ class BatchScene:
         retry: Retry | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         clock: Clock | None = None,
+        watcher: Callable[[Summary], None] | None = None,
         **keys: Any,
     ) -> Summary:
         """Run the job, or continue it."""
@@ -142,6 +143,7 @@ class BatchScene:
             clock=clock,
             transport=transport,
             listener=lambda event: self.events.append(dict(event)),
+            watcher=watcher,
             dice=lambda: 0.0,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,7 +105,12 @@ class TuningScene:
         return path
 
     async def run(
-        self, *, transport: httpx.AsyncBaseTransport | None = None, options: RunOptions = WAIT, **keys: Any
+        self,
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+        options: RunOptions = WAIT,
+        watcher: Callable[[Summary], None] | None = None,
+        **keys: Any,
     ) -> Summary:
         """Run the job, or continue it."""
         job = load_job(self.write_job(**keys), environ={**os.environ, "K": "k"}, operations=names())
@@ -114,6 +119,7 @@ class TuningScene:
             options=options,
             transport=transport,
             listener=lambda event: self.events.append(dict(event)),
+            watcher=watcher,
             dice=lambda: 0.0,
         )
 

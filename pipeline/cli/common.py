@@ -25,7 +25,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout and nothing else there.")
 
 
-def _cut(_: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+def pairs_of(_: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     """Cut each value at its first equals sign."""
     pairs = [text.partition("=") for text in values]
     for name, sign, _text in pairs:
@@ -38,7 +38,7 @@ set_option = click.option(
     "--set",
     "overrides",
     metavar="PATH=VALUE",
-    callback=_cut,
+    callback=pairs_of,
     multiple=True,
     help="Replace a value of the job file, such as run.workers=8 or request.dimensions=256. Repeatable.",
 )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.job.spec import Job
     from pipeline.lanes.base import Lane
     from pipeline.lanes.commit import Commits
+    from pipeline.lanes.control import Control
     from pipeline.lanes.findings import Findings
     from pipeline.lanes.pulse import Pulse
     from pipeline.lanes.spending import Spending
@@ -70,6 +71,7 @@ def make_lane(
     random: Callable[[], float],
     pulse: Pulse,
     spending: Spending,
+    control: Control,
     telemetry: Telemetry | None,
     log: EventLog,
     crew: bool,
@@ -95,6 +97,7 @@ def make_lane(
             random=random,
             pulse=pulse,
             spending=spending,
+            control=control,
             telemetry=telemetry,
             originals=originals,
         )
@@ -123,6 +126,7 @@ def make_lane(
             random=random,
             pulse=pulse,
             spending=spending,
+            control=control,
         )
 
     if crew and isinstance(findings.operation, Portable):

@@ -20,10 +20,12 @@ from pipeline.store.parts import part_schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from anyio.abc import TaskGroup
     from anyio.streams.memory import MemoryObjectReceiveStream
 
     from pipeline.clock import Clock
     from pipeline.lanes.base import Lane
+    from pipeline.lanes.control import Control
     from pipeline.lanes.pulse import Pulse
     from pipeline.lanes.stop import Stop
     from pipeline.sources.base import Source
@@ -199,21 +201,63 @@ def _is_unchanged(source: Source, span: Span, *, values: frozenset[str] | None, 
     return read == span.digest
 
 
+class Workers:
+    """The workers of a lane, whose number may be raised while they work; where it falls, they leave by themselves."""
+
+    def __init__(self, lane: Lane, group: TaskGroup) -> None:
+        self._lane = lane
+        self._group = group
+        self._hired = 0
+        self._at_work = 0
+        self._left = anyio.Event()
+
+    def reach(self, workers: int) -> None:
+        """Have at least so many at work."""
+        for _ in range(0 if self._left.is_set() else workers - self._at_work):
+            self._at_work += 1
+            self._group.start_soon(self._work, name=f"worker {self._hired}")
+            self._hired += 1
+
+    async def left(self) -> None:
+        """Wait until the last one has left; none comes after that."""
+        await self._left.wait()
+
+    async def _work(self) -> None:
+        try:
+            await self._lane.work()
+        finally:
+            self._at_work -= 1
+            if not self._at_work:
+                self._left.set()
+
+
 async def run_local(
-    *, lane: Lane, plan: Plan, sealing: Sealing, workers: int, stop: Stop, grace_s: float, clock: Clock
+    *,
+    lane: Lane,
+    plan: Plan,
+    sealing: Sealing,
+    workers: Callable[[], int],
+    control: Control,
+    stop: Stop,
+    grace_s: float,
+    clock: Clock,
 ) -> None:
-    """Let workers send until the plan is empty or the run stops; calls in flight then have `grace_s` seconds to end."""
+    """Let workers send until the plan is empty or the run stops; calls in flight then have `grace_s` seconds to end.
+
+    `workers` is how many there are to be; it is asked again when the control changes.
+    """
     grace = anyio.CancelScope()
     async with anyio.create_task_group() as background:
         background.start_soon(_seal_all, sealing, stop, name="sealer")
         background.start_soon(_abandon_after, stop, sealing, grace, grace_s, clock)
         try:
-            async with anyio.create_task_group() as pool:
-                for number in range(workers):
-                    pool.start_soon(lane.work, name=f"worker {number}")
+            async with anyio.create_task_group() as group:
+                hired = Workers(lane, group)
+                with control.followed(lambda: hired.reach(workers())):
+                    await hired.left()
         finally:
             grace.cancel()
-            if stop.cause is not None:
+            if stop.presses.is_set():
                 sealing.hurry()
             with anyio.CancelScope(shield=True):
                 await _close(plan, stop)
@@ -238,5 +282,6 @@ async def _abandon_after(stop: Stop, sealing: Sealing, scope: anyio.CancelScope,
         await stop.requested.wait()
         if isinstance(stop.cause, DiskFullError):
             sealing.halt()
+        await stop.presses.wait()
         await clock.sleep(grace_s)
         stop.abandon()

@@ -25,6 +25,7 @@ from pipeline.job.portable import job_of
 from pipeline.lanes.afar import FarJournal, FarPlan
 from pipeline.lanes.channel import Channel, Kind
 from pipeline.lanes.commit import Commits
+from pipeline.lanes.control import Control
 from pipeline.lanes.findings import Findings
 from pipeline.lanes.online import OnlineLane
 from pipeline.lanes.parcels import aside_values, cause_values, deployment_values, task_of
@@ -107,6 +108,7 @@ class _Sender:
                 random=random.random,
                 pulse=pulse,
                 spending=Spending(budgets=(), operation=operation, journal=self._journal, noted={}, stop=stop),
+                control=Control(workers=job.run.workers, leave=job.run.leave, clock=clock),
             )
             async with anyio.create_task_group() as group:
                 group.start_soon(self._tell, lane, pool, pulse)

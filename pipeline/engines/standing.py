@@ -20,13 +20,14 @@ SUMMARY_EVERY_S = 1.0
 
 def tell_summary(
     path: Path,
-    summary: Summary,
+    now: Callable[[], Summary],
     *,
     check: Callable[[], None] = lambda: None,
     watcher: Callable[[Summary], None] | None,
     stop: Stop,
 ) -> None:
     """Replace summary.json, and show it to whoever watches; a disk that refuses it, or `check`, stops the run."""
+    summary = now()
     try:
         check()
         write_summary(path, summary)
@@ -36,18 +37,10 @@ def tell_summary(
         watcher(summary)
 
 
-async def keep_summary(
-    path: Path,
-    now: Callable[[], Summary],
-    *,
-    check: Callable[[], None] = lambda: None,
-    watcher: Callable[[Summary], None] | None,
-    stop: Stop,
-    clock: Clock,
-) -> None:
-    """Replace summary.json each second, without end; a disk that refuses it, or what `check` raises, stops the run."""
+async def keep_summary(tell: Callable[[], None], clock: Clock) -> None:
+    """Tell how a run stands each second, without end."""
     while True:
-        tell_summary(path, now(), check=check, watcher=watcher, stop=stop)
+        tell()
         await clock.sleep(SUMMARY_EVERY_S)
 
 

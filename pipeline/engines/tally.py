@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline.engines.prediction import Prediction
     from pipeline.job.spec import Job
     from pipeline.lanes.base import Lane
+    from pipeline.lanes.control import Control
     from pipeline.lanes.crew import Crew
     from pipeline.lanes.spending import Spending
     from pipeline.plan.plan import Plan
@@ -42,8 +43,11 @@ class Tally:
         prediction: Prediction,
         limit: int | None,
         only_again: bool = False,
+        control: Control,
         clock: Clock,
     ) -> None:
+        self._control = control
+        self._paused_before_s = control.paused_s
         self._job = job
         self._journal = journal
         self._plan = plan
@@ -64,7 +68,10 @@ class Tally:
         seconds = self._clock.now() - self._began
         done = totals.ok + totals.failed
         total = self._plan.rows_total
-        rate = (done - self._before) / seconds if seconds > 0 else 0.0
+        active_s = seconds - (self._control.paused_s - self._paused_before_s)
+        rate = (done - self._before) / active_s if active_s > 0 else 0.0
+        is_steady = rate > 0 and not self._control.is_paused
+        sends = self._job.run.lane != "batch"
         asides = {aside.deployment: f"{aside.kind.value}: {aside.error.message}" for aside in self._pool.asides}
         return Summary(
             state=state,
@@ -96,7 +103,11 @@ class Tally:
             rows_per_second=round(rate, 1),
             started_at=self._started_at,
             updated_at=utc(self._clock.wall()),
-            eta_seconds=None if total is None or rate <= 0 else round((total - done) / rate, 1),
+            eta_seconds=round((total - done) / rate, 1) if is_steady and total is not None else None,
+            paused_since=self._control.paused_since,
+            paused_seconds=round(self._control.paused_s, 3),
+            workers=self._control.workers if sends else None,
+            leave=self._control.leave if sends else None,
             in_flight=self._lane.in_flight,
             waits_for=self._plan.waits_for,
             deployments=tuple(
@@ -137,7 +148,7 @@ class Tally:
             case _:
                 ending = ending_of(cause)
                 summary, reason, code = self.now(ending.state), ending.reason, ending.exit_code or 0
-        return replace(summary, reason=reason, exit_code=code, eta_seconds=None)
+        return replace(summary, reason=reason, exit_code=code, eta_seconds=None, paused_since=None)
 
 
 def spent_usd(job: Job, totals: Totals) -> float | None:

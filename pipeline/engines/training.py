@@ -7,6 +7,7 @@ import shlex
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -14,7 +15,7 @@ from anyio import to_thread
 
 from pipeline.clock import utc
 from pipeline.engines.ending import Ending, ending_of
-from pipeline.engines.standing import end_at_deadline, keep_summary, tell_end
+from pipeline.engines.standing import end_at_deadline, keep_summary, tell_end, tell_summary
 from pipeline.errors import (
     ExamplesError,
     InputChangedError,
@@ -93,15 +94,14 @@ class Training:
         ):
             await self._begin(journal, known, second)
             async with anyio.create_task_group() as watching:
-                watching.start_soon(
-                    lambda: keep_summary(
-                        self.layout.summary,
-                        lambda: self._summary(Ending(state="running")),
-                        watcher=self.watcher,
-                        stop=self.stop,
-                        clock=self.clock,
-                    )
+                tell = partial(
+                    tell_summary,
+                    self.layout.summary,
+                    lambda: self._summary(Ending(state="running")),
+                    watcher=self.watcher,
+                    stop=self.stop,
                 )
+                watching.start_soon(keep_summary, tell, self.clock)
                 watching.start_soon(lambda: end_at_deadline(self.job.run.deadline_s, stop=self.stop, clock=self.clock))
                 watching.start_soon(self._abandon_after_grace)
                 await self._train(journal, pool, second)
@@ -275,7 +275,7 @@ class Training:
         )
 
     async def _abandon_after_grace(self) -> None:
-        await self.stop.requested.wait()
+        await self.stop.presses.wait()
         await self.clock.sleep(self.job.run.grace_s)
         self.stop.abandon()
 

@@ -248,6 +248,24 @@ def load_job(
     return draft.job
 
 
+def run_values(values: Mapping[str, str], *, file: Path) -> RunSpec:
+    """Check values of `run`, each read as YAML, as those of the job file are; the other keys have their defaults.
+
+    Raises JobFileError with every problem. `file` is the job's.
+    """
+    report = Report(file=str(file))
+    data: dict[str, Any] = {"run": {}}
+    for name, text in values.items():
+        document.override(data, f"run.{name}", text, report)
+    spec = _section(report, RunSpec, data["run"], ("run",))
+    for name, value in data["run"].items():
+        if value is None:
+            report.add(("run", name), "has no value")
+    if report.problems or spec is None:
+        raise JobFileError(_sorted(report.problems))
+    return spec
+
+
 def read(
     path: Path,
     *,
@@ -783,42 +801,52 @@ class _Reader:
         path: FieldPath,
         prepare: Callable[[dict[str, Any]], None] = lambda _data: None,
     ) -> _SectionT | None:
-        """Check one mapping; in spite of problems, give what is valid of it, or None where a needed key is not."""
-        report, top = self.report, str(path[0])
-        if not isinstance(value, dict):
-            hint = _HINTS.get(top)
-            report.add(path, f"is missing: {hint}" if value is None and hint else "must be a mapping")
-            return None
-        names = {info.validation_alias or name: info for name, info in model.model_fields.items()}
-        _refuse_unknown(value, path, cast("Collection[str]", names), report)
-        data = {name: item for name, item in value.items() if name in names and item is not None}
-        for name in list(data):
-            if _extra(names[name]).get("x-later"):
-                report.add((*path, name), f"is {NOT_YET}")
-                del data[name]
-        prepare(data)
-        failed = {name for name, item in data.items() if item is _FAILED}
-        data = {name: item for name, item in data.items() if name not in failed}
-        try:
-            return model.model_validate(data, by_name=False, by_alias=True)
-        except ValidationError as error:
-            settled = failed | {name for name, info in names.items() if _extra(info)["x-default"]}
-            found = [
-                item
-                for item in error.errors(include_url=False)
-                if not item["loc"] or item["loc"][0] not in (settled if item["type"] == "missing" else failed)
-            ]
-        by_place: dict[FieldPath, list[ErrorDetails]] = {}
-        for item in found:
-            by_place.setdefault(_place(item["loc"], value), []).append(item)
-        for place, items in by_place.items():
-            info = names.get(cast("str", place[0])) if place else None
-            report.add((*path, *place), _message(items, top, place, info))
-        bad = failed | {str(place[0]) for place in by_place if place}
-        try:
-            return model.model_validate({name: item for name, item in data.items() if name not in bad}, by_name=False)
-        except ValidationError:
-            return None
+        return _section(self.report, model, value, path, prepare)
+
+
+def _section(
+    report: Report,
+    model: type[_SectionT],
+    value: Any,
+    path: FieldPath,
+    prepare: Callable[[dict[str, Any]], None] = lambda _data: None,
+) -> _SectionT | None:
+    """Check one mapping; in spite of problems, give what is valid of it, or None where a needed key is not."""
+    top = str(path[0])
+    if not isinstance(value, dict):
+        hint = _HINTS.get(top)
+        report.add(path, f"is missing: {hint}" if value is None and hint else "must be a mapping")
+        return None
+    names = {info.validation_alias or name: info for name, info in model.model_fields.items()}
+    _refuse_unknown(value, path, cast("Collection[str]", names), report)
+    data = {name: item for name, item in value.items() if name in names and item is not None}
+    for name in list(data):
+        if _extra(names[name]).get("x-later"):
+            report.add((*path, name), f"is {NOT_YET}")
+            del data[name]
+    prepare(data)
+    failed = {name for name, item in data.items() if item is _FAILED}
+    data = {name: item for name, item in data.items() if name not in failed}
+    try:
+        return model.model_validate(data, by_name=False, by_alias=True)
+    except ValidationError as error:
+        settled = failed | {name for name, info in names.items() if _extra(info)["x-default"]}
+        found = [
+            item
+            for item in error.errors(include_url=False)
+            if not item["loc"] or item["loc"][0] not in (settled if item["type"] == "missing" else failed)
+        ]
+    by_place: dict[FieldPath, list[ErrorDetails]] = {}
+    for item in found:
+        by_place.setdefault(_place(item["loc"], value), []).append(item)
+    for place, items in by_place.items():
+        info = names.get(cast("str", place[0])) if place else None
+        report.add((*path, *place), _message(items, top, place, info))
+    bad = failed | {str(place[0]) for place in by_place if place}
+    try:
+        return model.model_validate({name: item for name, item in data.items() if name not in bad}, by_name=False)
+    except ValidationError:
+        return None
 
 
 def _simulated(spec: DeploymentSpec) -> DeploymentSpec:

@@ -105,7 +105,8 @@ class AutoLane:
         """Send what the plan has, and what batches give back, until they have ended."""
         while True:
             await self._online.work()
-            if self._stop.cause is not None or (self._batch.ended and not self._plan.has_ready):
+            done = self._batch.ended and not self._plan.has_ready
+            if self._stop.cause is not None or self._online.is_crowded or done:
                 return
             with self._stop.waiting():
                 await self._batch.change()

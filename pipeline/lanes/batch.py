@@ -24,6 +24,7 @@ from anyio.abc import TaskGroup
 
 from pipeline.errors import RefusedError, ReplyError, StoppedEarlyError
 from pipeline.lanes.batch_file import LineResult, LinesFile, Results, line_of, lines_path, prompt_tokens
+from pipeline.lanes.control import Control
 from pipeline.lanes.pulse import Pulse
 from pipeline.lanes.results import summed, without_reply
 from pipeline.lanes.stop import Stop, Stopped
@@ -121,8 +122,10 @@ class BatchLane:
         random: Callable[[], float],
         pulse: Pulse,
         spending: Spending,
+        control: Control,
     ) -> None:
         """Wire it up. `pulse` beats at whatever is got done."""
+        self._control = control
         self._spending = spending.of_batches()
         self.findings = findings
         self._plan = plan
@@ -223,6 +226,7 @@ class BatchLane:
         self._pulling = True
         for scope in self._sleeping:
             scope.cancel()
+        self._control.wake()
         self._wake()
 
     async def change(self) -> None:
@@ -518,6 +522,9 @@ class BatchLane:
 
     async def _upload(self, place: BatchPlace, record: BatchRecord) -> BatchRecord:
         """Upload the lines, unless a file of their name is there already."""
+        await self._until_allowed()
+        if self._pulling:
+            return record
         with self._at_length():
             file = await self._uploads(place).upload(
                 lines_path(self._rules.folder, record.tag),
@@ -548,8 +555,9 @@ class BatchLane:
             return await self._keep(replace(record, step=BatchStep.WRITTEN, file=None))
         refusals = 0
         while True:
+            await self._until_allowed()
             await self._room_for(place, record)
-            if self._pulling:
+            if self._pulling or self._control.is_paused:
                 self._leave(place, record)
                 return record
             record = await self._keep(replace(record, step=BatchStep.SUBMITTING))
@@ -975,6 +983,12 @@ class BatchLane:
         while not holds():
             with self._stop.waiting():
                 await self._changed.wait()
+
+    async def _until_allowed(self) -> None:
+        """Wait while the run is paused; what is at the service already is looked at and collected all the same."""
+        while self._control.is_paused and not self._pulling:
+            with self._stop.waiting():
+                await self._control.changes()
 
     async def _pause(self, seconds: float) -> None:
         """Wait, unless everything is pulled back meanwhile."""

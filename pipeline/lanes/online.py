@@ -16,6 +16,7 @@ from pipeline.errors import DefectError, NoTokenYetError, PipelineError, Refused
 from pipeline.lanes.base import Handing, Keeping
 from pipeline.lanes.breaker import Breaker, Suspicion
 from pipeline.lanes.commit import Commits
+from pipeline.lanes.control import Control
 from pipeline.lanes.findings import Findings
 from pipeline.lanes.pieces import Cut, Piece, PieceLine
 from pipeline.lanes.pulse import Pulse
@@ -159,6 +160,7 @@ class OnlineLane:
         random: Callable[[], float],
         pulse: Pulse,
         spending: Spending,
+        control: Control,
         telemetry: Telemetry | None = None,
         originals: Originals | None = None,
     ) -> None:
@@ -166,6 +168,8 @@ class OnlineLane:
 
         `originals` has what rows came to, for others that ask for the same.
         """
+        self._control = control
+        self._held_back = 0
         self._spending = spending
         self._telemetry = telemetry
         self._originals = originals
@@ -235,11 +239,19 @@ class OnlineLane:
                 await self._keep_attempts_of_held()
 
     async def _work_on(self) -> None:
-        while self._stop.cause is None and await self._step():
+        while self._stop.cause is None and self._working <= self._control.workers and await self._step():
             pass
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether as many workers are at work as may be, or more."""
+        return self._working >= self._control.workers
 
     async def _step(self) -> bool:
         """Do one piece of work; False where there is none any more."""
+        if self._control.is_paused:
+            await self._until_allowed()
+            return True
         if (piece := self._pieces.take()) is not None:
             await self._ask_piece(piece)
             return True
@@ -427,6 +439,9 @@ class OnlineLane:
 
         An outcome where it cannot be sent; None where the deployment was set aside before it could be asked.
         """
+        if not self._may_send:
+            held_s = await self._until_allowed()
+            asked.ended_at = None if asked.ended_at is None else asked.ended_at + held_s
         if asked.first is None and not asked.attempts:
             asked.items = self._sized(asked.items)
         tokens = sum(item.tokens for item in asked.items)
@@ -457,6 +472,9 @@ class OnlineLane:
             except RowProblem as problem:
                 deployment.give_back(tokens)
                 return self._unsent(asked.items, problem.info, tuple(asked.attempts))
+        if not self._may_send:
+            deployment.give_back(tokens)
+            return None
         share.sent = True
         try:
             exchange = await self._send(deployment, call, asked.trace)
@@ -474,6 +492,23 @@ class OnlineLane:
         self._note(asked, deployment, exchange, verdict, results, call.tokens)
         decision = self._decide(asked, deployment, exchange, verdict, call)
         return _Sent(deployment=deployment, exchange=exchange, verdict=verdict, results=results, decision=decision)
+
+    @property
+    def _may_send(self) -> bool:
+        """Whether one more request may be in flight."""
+        return self.in_flight < self._control.workers and not self._control.is_paused
+
+    async def _until_allowed(self) -> float:
+        """Wait until one more request may be in flight; returns for how many seconds. Raises Stopped."""
+        began = self._clock.now()
+        self._held_back += 1
+        try:
+            while not self._may_send:
+                with self._stop.waiting():
+                    await self._control.changes()
+        finally:
+            self._held_back -= 1
+        return self._clock.now() - began
 
     async def _too_large(self, asked: _Asked, tokens: int, most: float) -> Outcome | _Split | None:
         """End a request that no deployment's quota can hold; a pack is cut in halves, which may fit.
@@ -644,6 +679,8 @@ class OnlineLane:
                 return exchange
         finally:
             self.in_flight -= 1
+            if self._held_back:
+                self._control.wake()
             self._pulse.beat()
 
     def _judge(

@@ -8,7 +8,7 @@ from types import TracebackType
 
 import anyio
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, StoppedEarlyError
 
 
 class Interrupted(PipelineError):  # noqa: N818 - a person's wish, not an error
@@ -19,16 +19,24 @@ class Interrupted(PipelineError):  # noqa: N818 - a person's wish, not an error
         super().__init__(f"stopped by {signal.Signals(number).name}")
 
 
+class Drained(StoppedEarlyError):  # noqa: N818 - a person's wish, not an error
+    """A person asked the run to end once its calls have; none of them is cut short."""
+
+
 class Stopped(Exception):  # noqa: N818 - a message to the worker, not an error
     """The run stops; the row in hand stays pending."""
 
 
 class Stop:
-    """Asked for at most once with effect: the first cause is the one that the run ends with."""
+    """Asked for at most once with effect: the first cause is the one that the run ends with.
+
+    `presses` once calls in flight have only their grace left; while a run is drained, they have all their time.
+    """
 
     def __init__(self) -> None:
         self.cause: BaseException | None = None
         self.requested = anyio.Event()
+        self.presses = anyio.Event()
         self._waits: set[anyio.CancelScope] = set()
         self._sends: set[anyio.CancelScope] = set()
 
@@ -37,6 +45,8 @@ class Stop:
         if self.cause is None:
             self.cause = cause
         self.requested.set()
+        if not isinstance(cause, Drained):
+            self.presses.set()
         for scope in self._waits:
             scope.cancel()
 

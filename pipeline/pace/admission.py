@@ -116,6 +116,13 @@ class Quota:
             if self.limit is not None:
                 self._take_share(self.limit, now)
 
+    def leave(self, share: float, now: float) -> None:
+        """Leave another share of the limit to others."""
+        if share != self._leave:
+            self._leave = share
+            if self.limit is not None:
+                self._take_share(self.limit, now)
+
     def _take_share(self, limit: float, now: float) -> None:
         paced = limit * (1 - self._leave) / self._parts
         index, of = self._portion
@@ -224,6 +231,11 @@ class Admission:
         """
         self._requests.share(parts, now, portion)
         self._tokens.share(parts, now, portion)
+
+    def leave(self, share: float, now: float) -> None:
+        """Leave another share of both limits to others."""
+        self._requests.leave(share, now)
+        self._tokens.leave(share, now)
 
     @property
     def requests_per_minute(self) -> float | None:

@@ -21,7 +21,7 @@ class Outage:
         self.on = False
         self.since: float | None = None
         self.probe_at = float("inf")
-        self._least = max(FAILURES, workers)
+        self.expect(workers=workers)
         self._failures = 0
         self._answered = False
         self._pause_s = FIRST_PROBE_S
@@ -62,6 +62,15 @@ class Outage:
         self._pause_s = FIRST_PROBE_S
         self.probe_at = now + self._pause_s
         return True
+
+    def leave_out(self, began: float, now: float) -> None:
+        """Leave out of the silence the time from `began` to `now`, in which nothing was to be sent."""
+        if self.since is not None:
+            self.since += now - max(began, self.since)
+
+    def expect(self, *, workers: int) -> None:
+        """Take it that as many failures may come of one moment's requests from now on."""
+        self._least = max(FAILURES, workers)
 
     def probed(self, now: float) -> None:
         """Note that a probe leaves; the next may follow after twice the time."""

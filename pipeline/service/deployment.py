@@ -199,6 +199,14 @@ class Deployment:
         """Let nothing leave before a moment, monotonic seconds, that another process of the run was told of."""
         self._admission.gate.hold(self._clock.now(), until)
 
+    def adjust(self, *, leave: float, workers: int) -> None:
+        """Leave this share of the quota to others from now on, and expect so many requests at once."""
+        now = self._clock.now()
+        self._admission.leave(leave, now)
+        self.outage.expect(workers=workers)
+        self._wire.widen(workers)
+        self._rearm(now, at_once=True)
+
     def try_leave(self, tokens: int, *, retry: bool = False) -> bool:
         """Take leave for one request of `tokens` if it may go at once and nobody waits."""
         if self._waiting or self._again or self._retries or self.closed:

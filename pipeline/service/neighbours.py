@@ -31,6 +31,16 @@ def shared_folder(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("TMPDIR") or "/tmp") / f"aoai-pipeline-{os.getuid()}"  # noqa: S108 - it is checked to be ours
 
 
+def is_ours_alone(folder: Path) -> bool:
+    """Make a folder if need be; whether it is this user's, and nobody else may look into it."""
+    try:
+        folder.mkdir(mode=_FOLDER, exist_ok=True)
+        status = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
+
+
 class Seat:
     """One run's place among those that ask one deployment. Its methods take some microseconds a neighbour.
 
@@ -43,8 +53,13 @@ class Seat:
         self._folder = folder / name
         self._handle: int | None = None
         self._path: Path | None = None
-        with contextlib.suppress(OSError):
-            self._take(folder)
+        self.take()
+
+    def take(self) -> None:
+        """Sit down again, where the seat was given back."""
+        if self._path is None:
+            with contextlib.suppress(OSError):
+                self._take()
 
     def others(self) -> int:
         """How many other runs hold a seat now. Seats of runs that have died are removed."""
@@ -76,12 +91,9 @@ class Seat:
         """Give it back."""
         self.close()
 
-    def _take(self, folder: Path) -> None:
-        for place in (folder, self._folder):
-            place.mkdir(mode=_FOLDER, exist_ok=True)
-            status = place.lstat()
-            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
-                return
+    def _take(self) -> None:
+        if not (is_ours_alone(self._folder.parent) and is_ours_alone(self._folder)):
+            return
         name = f"{os.getpid()}-{os.urandom(6).hex()}"
         coming = self._folder / f"{_COMING}{name}"
         handle = os.open(coming, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, _FILE)

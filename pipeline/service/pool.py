@@ -105,6 +105,7 @@ class Pool:
         self._max_outage_s = max_outage_s
         self._open = list(deployments)
         self._aside: dict[Deployment, _Probing] = {}
+        self._paused_at: float | None = None
         self._say: Say = _silent
 
     def listen(self, say: Say) -> None:
@@ -146,6 +147,28 @@ class Pool:
             deployment.share(others + 1)
             alone = alone and not others
         return not alone
+
+    def steer(self, *, paused: bool, leave: float, workers: int) -> None:
+        """Leave this share of each quota to others, for so many requests at once; all of it while `paused`.
+
+        The time of a pause is no part of an outage's.
+        """
+        for deployment in self.deployments:
+            deployment.adjust(leave=leave, workers=workers)
+        now = self._clock.now()
+        if paused and self._paused_at is None:
+            self._paused_at = now
+            for seat in self._seats.values():
+                seat.close()
+            for deployment in self.deployments:
+                deployment.dismiss()
+        elif self._paused_at is not None and not paused:
+            for deployment in self.deployments:
+                deployment.outage.leave_out(self._paused_at, now)
+            self._paused_at = None
+            for seat in self._seats.values():
+                seat.take()
+            self.look_around()
 
     def too_small_for(self, tokens: int) -> float | None:
         """Return the most tokens that any quota can hold at once, where a request of `tokens` fits none; else None."""
@@ -285,6 +308,8 @@ class Pool:
         if since is None or None in silences:
             return
         silent_s = self._clock.now() - since
+        if self._paused_at is not None:
+            silent_s = self._paused_at - since
         if silent_s > self._max_outage_s:
             raise StoppedEarlyError(
                 f"the service has answered nothing for {silent_s:.0f} s, longer than run.max_outage "

@@ -116,15 +116,22 @@ class Wire:
     TLS is always verified, redirects are never followed, and nothing that it says holds a URL, a header or a body.
     """
 
-    __slots__ = ("_clock", "_own", "_owned", "_transport")
+    __slots__ = ("_clock", "_older", "_own", "_owned", "_transport")
 
     def __init__(self, transport: Transport, *, clock: Clock, owned: bool = True) -> None:
         self._transport = transport
         self._clock = clock
         self._owned = owned
+        self._older: list[Transport] = []
         # A cancel scope costs as much as a third of the whole attempt; who ends attempts by himself needs none. Nor
         # need httpx's requests and replies be built for him, which cost as much again as the sending.
         self._own = transport if isinstance(transport, PyreqwestTransport) else None
+
+    def widen(self, connections: int) -> None:
+        """Keep as many connections open as so many attempts at once use; those under way end as they began."""
+        if self._own is not None and self._owned and connections > self._own.connections:
+            self._older.append(self._own)
+            self._transport = self._own = self._own.with_connections(connections)
 
     async def send(
         self, url: str, headers: Mapping[str, str], body: bytes, *, timeout_s: float, stream: bool = False
@@ -264,7 +271,8 @@ class Wire:
     async def aclose(self) -> None:
         """Close every connection of a transport that is this wire's own."""
         if self._owned:
-            await self._transport.aclose()
+            for transport in (*self._older, self._transport):
+                await transport.aclose()
 
     async def __aenter__(self) -> Self:
         """Return the wire itself."""
@@ -325,6 +333,9 @@ class PyreqwestTransport(httpx.AsyncBaseTransport):
         from pyreqwest.client import ClientBuilder  # noqa: PLC0415 - not for `pipeline --help` to pay
         from pyreqwest.proxy import ProxyBuilder  # noqa: PLC0415
 
+        self.connections = connections
+        self._proxy = proxy
+        self._certificates = certificates
         builder = (
             ClientBuilder()
             .follow_redirects(enable=False)
@@ -350,6 +361,10 @@ class PyreqwestTransport(httpx.AsyncBaseTransport):
         for certificate in _PEM.findall(certificates):
             builder = builder.add_root_certificate_pem(certificate)
         self._client: pyreqwest.client.Client = builder.build()
+
+    def with_connections(self, connections: int) -> PyreqwestTransport:
+        """One that keeps so many connections open, to the same host by the same way."""
+        return PyreqwestTransport(connections=connections, proxy=self._proxy, certificates=self._certificates)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send, and read the whole reply. Raises ReplyTooLargeError where it passes the cap."""

@@ -64,6 +64,10 @@ class Ballast:
                 f"{FREE_SPACE}"
             ) from error
 
+    def resize(self, workers: int) -> None:
+        """Expect so many results at once from now on; the file grows with the next that is seen."""
+        self._workers = workers
+
     def seen(self, size: int) -> None:
         """Note the size of a result in bytes. A disk without room for a larger ballast keeps the one that it has."""
         wanted = wanted_bytes(self._workers, size)

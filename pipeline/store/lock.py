@@ -7,9 +7,10 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import FolderHeldError
 from pipeline.store.files import storage
@@ -52,7 +53,7 @@ def _locked(path: Path, folder: Path) -> int:
                     return handle
             except (BlockingIOError, FileNotFoundError):
                 if tried == TRIES - 1:
-                    holder = _holder(handle)
+                    holder = said_of(_read(handle))
                     os.close(handle)
                     raise FolderHeldError(
                         f"another run holds {folder}: {holder}; wait for it to end, or stop it"
@@ -80,10 +81,40 @@ def is_held(path: Path) -> bool:
     return False
 
 
-def _holder(handle: int) -> str:
-    """Say who holds the lock, as far as its file tells."""
+def add_to_holder(path: Path, **facts: str) -> None:
+    """Have the lock file say more of who holds it. Call it under the lock. Raises OSError."""
+    handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        holder = json.loads(os.pread(handle, 4096, 0))
+        content = json.dumps({**_read(handle), **facts}).encode()
+        os.pwrite(handle, content, 0)
+        os.ftruncate(handle, len(content))
+    finally:
+        os.close(handle)
+
+
+def read_holder(path: Path) -> dict[str, Any]:
+    """What the lock file says of who holds it, or held it last; nothing where there is none."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return {}
+    try:
+        return _read(handle)
+    finally:
+        os.close(handle)
+
+
+def said_of(holder: Mapping[str, Any]) -> str:
+    """Say who holds a lock, as far as its file tells."""
+    try:
         return f"process {int(holder['pid'])} on {holder['host']!s}, started {holder['started']!s}"
     except (ValueError, KeyError, TypeError):
         return "its holder has not written its name yet"
+
+
+def _read(handle: int) -> dict[str, Any]:
+    try:
+        holder = json.loads(os.pread(handle, 4096, 0))
+    except ValueError:
+        return {}
+    return holder if isinstance(holder, dict) else {}

@@ -121,6 +121,8 @@ class Summary:
     the rows that were answered in this invocation and that no disk would take: they are pending, and asked again.
     `carried` rows have an earlier run's results, `deleted` ones are in those and not in the input any more; `copied`
     rows were given what another row that asks for the same came to.
+    `paused_since` is there while the run is paused (ISO 8601 in UTC, `state` stays running), `paused_seconds` is how
+    long this invocation was. `workers` and `leave` are those in force, None where a lane has none.
     `predicted` is there once the number of rows is known, `budget` where the job has one, `fine_tuned_model` and
     `training` for jobs that train a model: their rows are the examples.
     `started_at` is when this invocation began and `updated_at` when this was counted, ISO 8601 in UTC.
@@ -147,6 +149,10 @@ class Summary:
     started_at: str | None = None
     updated_at: str | None = None
     eta_seconds: float | None = None
+    paused_since: str | None = None
+    paused_seconds: float = 0.0
+    workers: int | None = None
+    leave: float | None = None
     in_flight: int = 0
     waits_for: int | None = None
     deployments: tuple[DeploymentUse, ...] = ()

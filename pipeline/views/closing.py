@@ -55,7 +55,7 @@ def headline(summary: Summary) -> str:
         said.append("the rest of the input pending")
     if rows.not_in_parts:
         said.append(f"{rows.not_in_parts:,} finished and not yet in a part")
-    return f"{summary.state}: {', '.join(said)}"
+    return f"{summary.state if summary.paused_since is None else 'paused'}: {', '.join(said)}"
 
 
 def spent(summary: Summary) -> list[tuple[str, str]]:
@@ -64,10 +64,11 @@ def spent(summary: Summary) -> list[tuple[str, str]]:
         return [("took", duration(summary.seconds)), *_trained(summary.training, summary.fine_tuned_model)]
     tokens = summary.tokens
     cost = "unknown: no price, or not billed by tokens" if summary.cost_usd is None else dollars(summary.cost_usd)
+    paused = f" ({duration(summary.paused_seconds)} of it paused)" if summary.paused_seconds else ""
     idle = summary.state == "complete" and summary.rows_per_second == 0
     speed = "nothing was left to do" if idle else f"{summary.rows_per_second:,.1f} rows/s"
     return [
-        ("took", f"{duration(summary.seconds)}, {speed}"),
+        ("took", f"{duration(summary.seconds)}{paused}, {speed}"),
         (
             "requests",
             f"{summary.requests:,} answered, {count(summary.attempts, 'attempt')}, {summary.throttled:,} throttled",

@@ -123,7 +123,8 @@ def status_line(summary: Summary) -> str:
         parts.append(f"{done:,}/{rows.total:,} rows")
     else:
         parts.append(f"{done:,} rows")
-    parts.append(f"{summary.rows_per_second:,.1f}/s")
+    paused_s = paused_for_s(summary)
+    parts.append(f"{summary.rows_per_second:,.1f}/s" if paused_s is None else f"paused for {duration(paused_s)}")
     parts.append(f"{summary.in_flight} in flight")
     if summary.throttled:
         parts.append(f"{summary.throttled:,} throttled")
@@ -136,6 +137,14 @@ def status_line(summary: Summary) -> str:
     if summary.waits_for is not None:
         parts.append(f"waits for row {summary.waits_for:,}")
     return f"{plain(summary.job)}  {' · '.join(parts)}"
+
+
+def paused_for_s(summary: Summary) -> float | None:
+    """For how many seconds a run was paused when it said so; None where it was not."""
+    if summary.paused_since is None or summary.updated_at is None:
+        return None
+    since, now = (datetime.fromisoformat(text) for text in (summary.paused_since, summary.updated_at))
+    return max(0.0, (now - since).total_seconds())
 
 
 def deployment_lines(summary: Summary) -> list[str]:
@@ -188,4 +197,5 @@ def progress_fields(summary: Summary) -> dict[str, Any]:
         "throttled": summary.throttled,
         "eta_seconds": summary.eta_seconds,
         "waits_for": summary.waits_for,
+        "paused_since": summary.paused_since,
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from pipeline.store.folder import Layout, is_running
@@ -27,7 +29,15 @@ def read_status(root: Path) -> Summary:
     summary = read_summary(path)  # it may have ended between the two looks
     if summary.state != "running":
         return summary
-    return replace(summary, state="interrupted", reason=_killed(summary), in_flight=0, eta_seconds=None, waits_for=None)
+    return replace(
+        summary,
+        state="interrupted",
+        reason=_killed(summary),
+        in_flight=0,
+        eta_seconds=None,
+        waits_for=None,
+        paused_since=None,
+    )
 
 
 def _killed(summary: Summary) -> str:
@@ -42,7 +52,13 @@ def _killed(summary: Summary) -> str:
 
 def status_lines(summary: Summary) -> list[str]:
     """Lay it out for people."""
-    facts = [*spent(summary), ("output", plain(summary.output)), ("job", plain(summary.job_file))]
+    facts = [
+        *_paused(summary),
+        *spent(summary),
+        *_limits(summary),
+        ("output", plain(summary.output)),
+        ("job", plain(summary.job_file)),
+    ]
     uses = [
         (
             plain(use.name),
@@ -64,6 +80,22 @@ def status_lines(summary: Summary) -> list[str]:
         *[f"  {line}" for line in table(facts)],
         *([f"  {line}" for line in table(uses, head=head)] if summary.training is None else []),
     ]
+
+
+def _paused(summary: Summary) -> list[tuple[str, str]]:
+    if summary.paused_since is None:
+        return []
+    since = datetime.fromisoformat(summary.paused_since).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    again = f"pipeline resume {shlex.quote(plain(summary.output))}"
+    return [("paused", f"since {since}, {summary.in_flight:,} in flight; to go on: {again}")]
+
+
+def _limits(summary: Summary) -> list[tuple[str, str]]:
+    """Say how many requests may be in flight, and what is left to others of the quotas."""
+    if summary.workers is None or summary.leave is None:
+        return []
+    left = f", {summary.leave * 100:g}% of each quota left to others" if summary.leave else ""
+    return [("workers", f"{summary.workers:,}{left}")]
 
 
 def _figure(value: float | None) -> str:

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from pipeline.clock import SystemClock
 from pipeline.engines.local import Sealing, SealRules, run_local
 from pipeline.errors import StoppedEarlyError
+from pipeline.lanes.control import Control
 from pipeline.lanes.online import OnlineLane
 from pipeline.lanes.pulse import Pulse
 from pipeline.lanes.stop import Stop, Stopped
@@ -220,7 +221,8 @@ async def invoke(root: Path, texts: Sequence[str | None], one: Invocation) -> No
                 lane=cast(OnlineLane, lane),
                 plan=plan,
                 sealing=sealing,
-                workers=one.workers,
+                workers=lambda: one.workers,
+                control=Control(workers=one.workers, leave=0.0, clock=SystemClock()),
                 stop=stop,
                 grace_s=0,
                 clock=SystemClock(),

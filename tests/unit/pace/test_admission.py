@@ -629,3 +629,21 @@ def test_portions_of_a_quota_of_tokens_hold_no_more_than_the_whole() -> None:
             admission.take(now, 100)
             sent += 100
     assert 0.9 * 50_000 <= sent <= 50_000
+
+
+@pytest.mark.parametrize("learnt", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.9])
+def test_another_share_left_to_others_holds_at_once(share: float, learnt: bool) -> None:  # noqa: FBT001 - a parameter
+    admission = Admission(requests_per_minute=None if learnt else 600, tokens_per_minute=None, leave=0.5)
+    if learnt:
+        mark = admission.mark(0.0)
+        admission.observe(
+            0.0, limit_requests=600, limit_tokens=None, remaining_requests=None, remaining_tokens=None, mark=mark
+        )
+    admission.leave(share, 1.0)
+    now, sent = 1.0, 0
+    while (now := admission.ready_at(now, 1)) < 61.0:
+        admission.take(now, 1)
+        sent += 1
+    assert sent == pytest.approx(600 * (1 - share), rel=0.05)
+    assert admission.requests_per_minute == 600, "what is known of the service stays"

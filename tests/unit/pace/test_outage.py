@@ -78,3 +78,31 @@ def test_refusals_to_be_waited_out_are_silence_but_no_outage() -> None:
     for number in range(1000):
         outage.throttled(float(number))
     assert (outage.on, outage.since, outage.explains) == (False, 0.0, False)
+
+
+@pytest.mark.parametrize(
+    ("since", "began", "now", "silent_s"),
+    [
+        pytest.param(10.0, 30.0, 1000.0, 20.0, id="paused after the first failure"),
+        pytest.param(40.0, 30.0, 1000.0, 0.0, id="failed while it was paused"),
+        pytest.param(10.0, 10.0, 10.0, 0.0, id="paused for no time"),
+    ],
+)
+def test_a_pause_is_no_part_of_a_silence(since: float, began: float, now: float, silent_s: float) -> None:
+    outage = answered_once()
+    outage.failed(since)
+    outage.leave_out(began, now)
+    assert outage.since is not None
+    assert now - outage.since == silent_s
+
+
+def test_a_pause_without_a_silence_begins_none() -> None:
+    outage = answered_once()
+    outage.leave_out(1.0, 100.0)
+    assert outage.since is None
+
+
+def test_as_many_failures_as_workers_are_expected_from_now_on() -> None:
+    outage = answered_once(4)
+    outage.expect(workers=64)
+    assert not any(outage.failed(SILENCE_S + number / 64) for number in range(63))

@@ -74,3 +74,12 @@ def test_the_folder_is_the_users_own(tmp_path: Path) -> None:
     assert shared_folder({"XDG_RUNTIME_DIR": str(tmp_path)}) == tmp_path / "aoai-pipeline"
     gone = shared_folder({"XDG_RUNTIME_DIR": str(tmp_path / "gone"), "TMPDIR": str(tmp_path)})
     assert gone == tmp_path / f"aoai-pipeline-{os.getuid()}"
+
+
+def test_a_seat_that_was_given_back_is_taken_again(tmp_path: Path) -> None:
+    with Seat(tmp_path, **PLACE) as first, Seat(tmp_path, **PLACE) as second:
+        first.close()
+        assert (first.others(), second.others()) == (0, 0)
+        first.take()
+        first.take()
+        assert (first.others(), second.others()) == (1, 1)

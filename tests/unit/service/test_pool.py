@@ -16,6 +16,7 @@ from pipeline.log import Event, Level
 from pipeline.model import Call, ErrorInfo, ErrorType, NoReply, NoReplyKind
 from pipeline.pace.retry import Reauthorise, Refused, Spent, Throttle, TooLong
 from pipeline.pace.verdict import ThrottleKind
+from pipeline.service.neighbours import Seat
 from pipeline.service.pool import AsideKind, Pool, open_pool
 from pipeline.testing import ManualClock, MemoryTransport
 
@@ -546,3 +547,34 @@ async def test_provisioned_throughput_that_is_busy_sends_requests_on_now_and_has
         clock.advance(2.6)
         assert pool.pick(10) is first
         waiting.cancel()
+
+
+async def test_a_pause_sends_away_who_waits_leaves_the_seats_to_others_and_is_no_outage(tmp_path: Path) -> None:
+    clock = ManualClock()
+    async with open_pool(
+        job(Spec(name="a", requests_per_minute=60)), clock=clock, random=lambda: 0.0, transport=transport(clock)
+    ) as opened:
+        (deployment,) = opened.deployments
+        exchange = await deployment.send(CALL)
+        place = {"origin": "https://h.example", "deployment": "d"}
+        with Seat(tmp_path, **place) as mine, Seat(tmp_path, **place) as theirs:
+            pool = Pool(opened.deployments, clock=clock, max_outage_s=100.0, seats={deployment: mine})
+            pool.failed(deployment, exchange, "busy", throttled=False)
+            clock.advance(60)
+            assert deployment.try_leave(10)
+            waiting = asyncio.create_task(deployment.leave(10))
+            await asyncio.sleep(0)
+            pool.steer(paused=True, leave=0.0, workers=1)
+            assert not await waiting
+            assert theirs.others() == 0
+            for _ in range(2):
+                clock.advance(1_000)
+                pool.steer(paused=True, leave=0.5, workers=2)
+                pool.failed(deployment, exchange, "busy", throttled=False)
+            pool.steer(paused=False, leave=0.5, workers=2)
+            assert theirs.others() == 1
+            clock.advance(39)
+            pool.failed(deployment, exchange, "busy", throttled=False)
+            clock.advance(2)
+            with pytest.raises(StoppedEarlyError, match="for 101 s"):
+                pool.failed(deployment, exchange, "busy", throttled=False)
