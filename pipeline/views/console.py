@@ -16,6 +16,8 @@ from pipeline.views.text import json_text, plain
 
 FAILURES_OF_A_KIND = 5
 _PAD_EVENT = 14
+_BLACK_ON_YELLOW = "\x1b[38;5;16;43m"
+"""The black of the 256 colors: bold, as levels are, makes the first eight lighter on many terminals."""
 
 
 class Screen:
@@ -28,7 +30,9 @@ class Screen:
         self.in_color = self.is_terminal and not os.environ.get("NO_COLOR")
         self.as_json = log_format == "json" or (log_format == "auto" and not self.is_terminal)
         self.write: Callable[[str], None] = self._write
-        self._render = structlog.dev.ConsoleRenderer(colors=self.in_color, sort_keys=False, pad_event_to=_PAD_EVENT)
+        self._render = structlog.dev.ConsoleRenderer(
+            colors=self.in_color, sort_keys=False, pad_event_to=_PAD_EVENT, level_styles=_styles(self.in_color)
+        )
 
     def say(self, event: Mapping[str, Any]) -> None:
         """Print one event: `at` (a datetime), `level`, `event`, then its fields."""
@@ -75,6 +79,12 @@ class EventPrinter:
             self._screen.say(event)
         elif self._failures[kind] == FAILURES_OF_A_KIND:
             self._screen.say({**event, "advice": f"no more of this kind are printed: pipeline errors {self._reader}"})
+
+
+def _styles(in_color: bool) -> dict[str, str]:  # noqa: FBT001 - what it is set to
+    """The levels' colors. A warning is black on yellow: yellow by itself cannot be read on a light background."""
+    styles = structlog.dev.ConsoleRenderer.get_default_level_styles(in_color)
+    return {**styles, "warning": _BLACK_ON_YELLOW} if in_color else dict(styles)
 
 
 def _shown(value: object) -> object:

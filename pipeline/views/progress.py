@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.log import Event, Level
-from pipeline.views.text import duration, plain
+from pipeline.views.text import duration, plain, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +21,7 @@ PLAIN_EVERY_S = 5.0
 _BAR = 20
 _CENT = 0.01
 _MOST_SHOWN = 6
+_LEAST_NAME = 8
 
 
 class Progress(Protocol):
@@ -106,37 +108,57 @@ class _StatusLine:
         from rich.text import Text  # noqa: PLC0415 - loaded already
 
         with suppress(OSError, ValueError):
-            lines = [status_line(summary), *deployment_lines(summary)]
+            width = self._live.console.width
+            lines = [status_line(summary, width=width), *deployment_lines(summary, width=width)]
             self._live.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"), refresh=True)
 
 
-def status_line(summary: Summary) -> str:
-    """Say in one line how far a run is."""
+def status_line(summary: Summary, *, width: int | None = None) -> str:
+    """Say in one line how far a run is; of `width` columns, if given: what matters least is left out first."""
     if summary.training is not None:
         return _training_line(summary, summary.training)
+    name, parts = plain(summary.job), _parts(summary, bar=True)
+    if width is not None and len(_joined(name, parts)) > width:
+        parts = _parts(summary, bar=False)
+    while width is not None and len(parts) > 1 and len(_joined(name, parts)) > width:
+        parts.remove(max(parts))
+    if width is not None and len(_joined(name, parts)) > width:
+        name = shortened(name, max(_LEAST_NAME, width - len(_joined("", parts))))
+    return _joined(name, parts)
+
+
+def _joined(name: str, parts: Sequence[tuple[int, str]]) -> str:
+    return f"{name}  {' · '.join(text for _, text in parts)}"
+
+
+def _parts(summary: Summary, *, bar: bool) -> list[tuple[int, str]]:
+    """What there is to say, each with how soon it may be left out: the highest number first."""
     rows = summary.rows
     done = rows.ok + rows.failed
     parts = []
     if rows.total:
         filled = done * _BAR // rows.total
-        parts.append(f"{'━' * filled}{'╌' * (_BAR - filled)} {done * 100 // rows.total}%")
-        parts.append(f"{done:,}/{rows.total:,} rows")
+        parts.append((0, f"{'━' * filled + '╌' * (_BAR - filled) + ' ' if bar else ''}{done * 100 // rows.total}%"))
+        parts.append((3, f"{done:,}/{rows.total:,} rows"))
     else:
-        parts.append(f"{done:,} rows")
+        parts.append((0, f"{done:,} rows"))
     paused_s = paused_for_s(summary)
-    parts.append(f"{summary.rows_per_second:,.1f}/s" if paused_s is None else f"paused for {duration(paused_s)}")
-    parts.append(f"{summary.in_flight} in flight")
+    parts.append(
+        (2, f"{summary.rows_per_second:,.1f}/s") if paused_s is None else (0, f"paused for {duration(paused_s)}")
+    )
+    parts.append((6, f"{summary.in_flight} in flight"))
     if summary.throttled:
-        parts.append(f"{summary.throttled:,} throttled")
+        parts.append((5, f"{summary.throttled:,} throttled"))
     if rows.failed:
-        parts.append(f"{rows.failed:,} failed")
+        parts.append((1, f"{rows.failed:,} failed"))
     if summary.cost_usd:
-        parts.append(f"${summary.cost_usd:,.2f}" if summary.cost_usd >= _CENT else f"${summary.cost_usd:.4f}")
+        cost = f"${summary.cost_usd:,.2f}" if summary.cost_usd >= _CENT else f"${summary.cost_usd:.4f}"
+        parts.append((4, cost))
     if summary.eta_seconds is not None:
-        parts.append(f"{duration(summary.eta_seconds)} left")
+        parts.append((1, f"{duration(summary.eta_seconds)} left"))
     if summary.waits_for is not None:
-        parts.append(f"waits for row {summary.waits_for:,}")
-    return f"{plain(summary.job)}  {' · '.join(parts)}"
+        parts.append((7, f"waits for row {summary.waits_for:,}"))
+    return parts
 
 
 def paused_for_s(summary: Summary) -> float | None:
@@ -147,36 +169,61 @@ def paused_for_s(summary: Summary) -> float | None:
     return max(0.0, (now - since).total_seconds())
 
 
-def deployment_lines(summary: Summary) -> list[str]:
-    """Say for each deployment what is sent of late beside its quota, and how long it was told to wait."""
+def deployment_lines(summary: Summary, *, width: int | None = None) -> list[str]:
+    """Say for each deployment what is sent of late beside its quota, and how long it was told to wait.
+
+    Of `width` columns, if given: all lines are said as fully as the longest of them may be.
+    """
     if summary.training is not None:
         return []
     shown = summary.deployments[:_MOST_SHOWN]
-    width = max((len(plain(use.name)) for use in shown), default=0)
-    lines = [f"  {plain(use.name):<{width}}  {' · '.join(_use(use))}" for use in shown if use.requests or use.set_aside]
+    names = max((len(plain(use.name)) for use in shown), default=0)
+    for form in _Form:
+        used = [use for use in shown if use.requests or use.set_aside]
+        lines = [f"  {plain(use.name):<{names}}  {' · '.join(_use(use, form))}" for use in used]
+        if width is None or all(len(line) <= width for line in lines):
+            break
     more = len(summary.deployments) - len(shown)
     return [*lines, f"  and {more} more"] if more else lines
 
 
-def _use(use: DeploymentUse) -> list[str]:
+class _Form(Enum):
+    """How fully a deployment is described."""
+
+    FULL = "full"
+    SHARES = "shares"
+    SHORT = "short"
+    SHORTEST = "shortest"
+
+
+def _use(use: DeploymentUse, form: _Form) -> list[str]:
     parts = [
-        _beside(use.sent_requests_per_minute, use.requests_per_minute, "requests/min"),
-        _beside(use.sent_tokens_per_minute, use.tokens_per_minute, "tokens/min"),
+        _beside(use.sent_requests_per_minute, use.requests_per_minute, "requests", form),
+        _beside(use.sent_tokens_per_minute, use.tokens_per_minute, "tokens", form),
     ]
-    if use.throttled:
+    if use.set_aside and form is not _Form.FULL:
+        parts.clear()  # it is sent nothing, and the reason needs the room
+    if use.throttled and form is not _Form.SHORTEST:
         parts.append(f"{use.throttled:,} throttled")
-    if use.paused_s >= 1:
+    if use.paused_s >= 1 and form in {_Form.FULL, _Form.SHARES}:
         parts.append(f"paused {duration(use.paused_s)} in all")
     if use.set_aside:
         parts.append(f"set aside: {plain(use.set_aside)}")
     return parts
 
 
-def _beside(sent: float, limit: float | None, unit: str) -> str:
+def _beside(sent: float, limit: float | None, unit: str, form: _Form) -> str:
     """What is sent, and the share of the limit that it is."""
-    if not limit:
-        return f"{sent:,.0f} {unit}"
-    return f"{sent:,.0f} of {limit:,.0f} {unit} ({sent / limit:.0%})"
+    match form:
+        case _Form.FULL if limit:
+            return f"{sent:,.0f} of {limit:,.0f} {unit}/min ({sent / limit:.0%})"
+        case _Form.SHARES if limit:
+            return f"{sent / limit:.0%} of {limit:,.0f} {unit}/min"
+        case _Form.SHORT if limit:
+            return f"{sent / limit:.0%} of {unit}"
+        case _Form.SHORTEST:
+            return f"{unit[:3]} {f'{sent / limit:.0%}' if limit else f'{sent:,.0f}'}"
+    return f"{sent:,.0f} {unit}/min"
 
 
 def _training_line(summary: Summary, training: TrainingState) -> str:

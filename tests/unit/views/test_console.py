@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.log import Event, Level
-from pipeline.views.console import FAILURES_OF_A_KIND, EventPrinter, Screen
+from pipeline.views.console import FAILURES_OF_A_KIND, EventPrinter, Screen, _styles
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -97,3 +97,9 @@ def test_a_terminal_that_went_away_stops_nothing() -> None:
     printer = EventPrinter(Screen(log_format="json", stream=_Gone()), level=Level.INFO, reader="job.yaml")
 
     printer.hear(_event(Event.RUN_STARTED))
+
+
+def test_a_warning_can_be_read_on_a_dark_and_on_a_light_background() -> None:
+    styles = _styles(True)
+    assert styles["warning"] == "\x1b[38;5;16;43m", "black on yellow, whatever lies behind"
+    assert set(_styles(False).values()) == {""}

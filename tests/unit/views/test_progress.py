@@ -111,3 +111,93 @@ def test_lines_go_above_the_status_line_and_the_screen_is_given_back() -> None:
 
     assert screen.write == before
     assert "a line\n" in stream.getvalue()
+
+
+USES = tuple(
+    DeploymentUse(
+        name=name,
+        requests=70,
+        throttled=throttled,
+        requests_per_minute=rpm,
+        tokens_per_minute=tpm,
+        sent_requests_per_minute=rpm * 0.99,
+        sent_tokens_per_minute=(tpm or 10_000) * 0.5,
+        paused_s=65.0 if throttled else 0.0,
+    )
+    for name, rpm, tpm, throttled in (("sweden-central", 600, 100_000, 12), ("uk-south", 300, None, 0))
+)
+
+
+@pytest.mark.parametrize(
+    ("width", "lines"),
+    [
+        (
+            140,
+            [
+                (
+                    "  sweden-central  594 of 600 requests/min (99%) · 50,000 of 100,000 tokens/min (50%)"
+                    " · 12 throttled · paused 1 min 5 s in all"
+                ),
+                "  uk-south        297 of 300 requests/min (99%) · 5,000 tokens/min",
+            ],
+        ),
+        (
+            115,
+            [
+                (
+                    "  sweden-central  99% of 600 requests/min · 50% of 100,000 tokens/min · 12 throttled"
+                    " · paused 1 min 5 s in all"
+                ),
+                "  uk-south        99% of 300 requests/min · 5,000 tokens/min",
+            ],
+        ),
+        (
+            80,
+            [
+                "  sweden-central  99% of requests · 50% of tokens · 12 throttled",
+                "  uk-south        99% of requests · 5,000 tokens/min",
+            ],
+        ),
+        (40, ["  sweden-central  req 99% · tok 50%", "  uk-south        req 99% · tok 5,000"]),
+    ],
+)
+def test_a_narrow_terminal_is_told_the_shares_rather_than_half_of_the_figures(width: int, lines: list[str]) -> None:
+    told = deployment_lines(replace(RUNNING, deployments=USES), width=width)
+    assert told == lines
+    assert all(len(line) <= width for line in told)
+
+
+@pytest.mark.parametrize(
+    ("width", "line"),
+    [
+        (200, status_line(replace(RUNNING, cost_usd=1.5))),
+        (90, "embed  25% · 250/1,000 rows · 25.0/s · 3 throttled · 10 failed · $1.50 · 30 s left"),
+        (80, "embed  25% · 250/1,000 rows · 25.0/s · 10 failed · $1.50 · 30 s left"),
+        (60, "embed  25% · 250/1,000 rows · 25.0/s · 10 failed · 30 s left"),
+        (40, "embed  25% · 10 failed · 30 s left"),
+        (20, "embed  25%"),
+        (5, "embed  25%"),
+    ],
+)
+def test_what_matters_least_is_left_out_first(width: int, line: str) -> None:
+    assert status_line(replace(RUNNING, cost_usd=1.5), width=width) == line
+
+
+@pytest.mark.parametrize("width", range(1, 200))
+def test_no_line_is_longer_than_the_terminal_is_wide(width: int) -> None:
+    long = replace(RUNNING, job="a-job-with-a-very-long-name-indeed", deployments=USES, cost_usd=1234.5)
+    assert len(status_line(long, width=width)) <= max(width, 15)
+    if width >= 40:
+        assert all(len(line) <= width for line in deployment_lines(long, width=width))
+
+
+def test_a_paused_run_says_for_how_long_instead_of_how_fast() -> None:
+    paused = replace(
+        RUNNING,
+        paused_since="2026-11-23T13:00:00+00:00",
+        updated_at="2026-11-23T13:02:05+00:00",
+        eta_seconds=None,
+    )
+    assert " · paused for 2 min 5 s · 8 in flight · " in status_line(paused)
+    assert "/s" not in status_line(paused)
+    assert "paused for" in status_line(paused, width=40)
