@@ -629,14 +629,18 @@ class _Run:
                     watcher=self.watcher,
                     stop=self.stop,
                 )
-                steer = partial(self._steer, (pool, batch_pool), ballast=ballast, tell=tell)
+                steer = partial(self._steer, (pool, batch_pool), ballast=ballast)
                 async with anyio.create_task_group() as watching:
                     watching.start_soon(guard.run)
                     watching.start_soon(keep_summary, tell, clock)
                     watching.start_soon(lambda: end_at_deadline(job.run.deadline_s, stop=self.stop, clock=clock))
                     watching.start_soon(pool.share)
                     watching.start_soon(prediction.make)
-                    with self.control.followed(steer), self.control.counting(lambda: lane.in_flight):
+                    with (
+                        self.control.followed(steer),
+                        self.control.followed(tell, at_once=False),
+                        self.control.counting(lambda: lane.in_flight),
+                    ):
                         await run_local(
                             lane=lane,
                             plan=plan,
@@ -660,14 +664,13 @@ class _Run:
                     summary = tally.ending(self.stop.cause)
         return self._tell(summary)
 
-    def _steer(self, pools: Iterable[Pool | None], *, ballast: Ballast, tell: Callable[[], None]) -> None:
-        """Follow what was asked of the run, and say at once that it was."""
+    def _steer(self, pools: Iterable[Pool | None], *, ballast: Ballast) -> None:
+        """Follow what was asked of the run."""
         control = self.control
         for pool in pools:
             if pool is not None:
                 pool.steer(paused=control.is_paused, leave=control.leave, workers=control.workers)
         ballast.resize(control.workers)
-        tell()
 
     @contextmanager
     def _open_carrier(self, known: Earlier | None) -> Iterator[Carrier | None]:

@@ -73,11 +73,12 @@ class Control:
         self._tell()
 
     @contextmanager
-    def followed(self, follow: Follow) -> Iterator[None]:
-        """Have `follow` called now, and after each change until the block ends."""
+    def followed(self, follow: Follow, *, at_once: bool = True) -> Iterator[None]:
+        """Have `follow` called now, where it is to be, and after each change until the block ends."""
         self._followers.append(follow)
         try:
-            follow()
+            if at_once:
+                follow()
             yield
         finally:
             self._followers.remove(follow)

@@ -238,9 +238,9 @@ def kubernetes(scheduled: Scheduled, *, image: str, claim: str | None) -> str:
     }
     manifest = {"apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": name}, "spec": spec}
     return (
-        "# Exit codes 1, 2, 3 and 5 need a person and fail the Job; 75 (another run holds the folder) counts for\n"
-        "# nothing; the others, 4 among them, are tried again with back-off. The claim holds the job file, its input\n"
-        f"# and its output at the paths below. The Secret {name} holds the variables that the job\n"
+        "# Exit codes 1, 2, 3 and 5 need a person and fail the Job; 75 (another run holds the folder) is tried again\n"
+        "# and counts for nothing; the others, 4 among them, are tried again with back-off. The claim holds the job\n"
+        f"# file, its input and its output at the paths below. The Secret {name} holds the variables that the job\n"
         f"# reads{_named(scheduled.variables)}, and the key's where it names none.\n" + _yaml(manifest)
     )
 

@@ -266,3 +266,21 @@ def test_a_rehearsal_that_may_write_nothing_beside_the_output_says_so(bench: Ben
     assert result.exit_code == 5
     assert "out.simulated.ledger.jsonl cannot be written (Is a directory)" in result.stderr
     assert "report" not in result.stderr
+
+
+@pytest.mark.parametrize(("fail_on", "code"), [("5%", 0), ("any", 1)])
+def test_a_nightly_job_with_one_row_that_is_always_filtered_ends_as_the_job_says(
+    bench: Bench, fail_on: str, code: int
+) -> None:
+    bench.write(JOB.replace("  id: id\n", "  id: id\n  incremental: id\n"))
+    questions = [f"question {number}?" for number in range(30)] + ["a poison question?"]
+    for night in range(3):
+        bench.rows([*questions, *(f"later question {number}?" for number in range(night))])
+        assert bench.call("run", "job.yaml", "--fail-on", fail_on).exit_code == code
+        assert bench.call("run", "job.yaml", "--fail-on", fail_on).exit_code == code, "called again by the scheduler"
+        summary = bench.summary()
+        assert (summary["state"], summary["rows"]["failed"]) == ("complete", 1)
+        assert summary["rows"]["ok"] == 30 + night
+    assert bench.call("retry", "job.yaml", "--fail-on", fail_on).exit_code == code, "it is filtered again"
+    (failed,) = json.loads(bench.call("errors", "job.yaml", "--json").stdout)["rows"]
+    assert (failed["code"], failed["ordinal"]) == ("content_filter", 30)

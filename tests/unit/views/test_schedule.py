@@ -5,6 +5,7 @@ import shlex
 import subprocess
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pytest
 import yaml
@@ -266,3 +267,49 @@ def test_a_time_zone_goes_to_those_that_know_it() -> None:
 def test_any_name_becomes_one_that_units_and_objects_may_have(name: str) -> None:
     assert re.fullmatch("pipeline-[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?", replace(_scheduled(), name=name).slug)
     assert shlex.quote(replace(_scheduled(), name=name).slug) == replace(_scheduled(), name=name).slug
+
+
+def _told_by_kubernetes(spec: dict[str, Any], code: int) -> str:
+    """What a Job controller does about a pod that ended so: the first rule that fits decides; without one it counts."""
+    if code == 0:
+        return "done"
+    for rule in spec["podFailurePolicy"]["rules"]:
+        wanted = rule.get("onExitCodes")
+        if wanted is not None and (code in wanted["values"]) == (wanted["operator"] == "In"):
+            return {"FailJob": "no restart", "Ignore": "a new pod, which counts for nothing", "Count": "restart"}[
+                rule["action"]
+            ]
+    return "restart"
+
+
+def _said_in_the_docs() -> dict[int, str]:
+    """The column for Kubernetes of the table of exit codes, by code."""
+    text = (Path(__file__).parents[3] / "docs" / "running.md").read_text(encoding="utf-8")
+    rows = [line.strip("|").split("|") for line in text.splitlines() if re.match(r"\| \d", line)]
+    return {int(code): cells[-1].strip() for cells in rows if len(cells) == 4 for code in cells[0].split(",")}
+
+
+def test_kubernetes_does_with_each_exit_code_what_the_docs_say() -> None:
+    value = yaml.safe_load(kubernetes(_scheduled(HOSTILE[0]), image="r/p:1", claim=None))
+    spec = value["spec"]["jobTemplate"]["spec"]
+    said = _said_in_the_docs()
+
+    assert set(said) == {0, 1, 2, 3, 4, 5, 70, 75, 129, 130, 143}
+    for code, words in said.items():
+        assert words.startswith(_told_by_kubernetes(spec, code)), code
+
+
+def test_the_api_server_takes_the_failure_policy() -> None:
+    value = yaml.safe_load(kubernetes(_scheduled(HOSTILE[0]), image="r/p:1", claim=None))
+    spec = value["spec"]["jobTemplate"]["spec"]
+
+    assert spec["template"]["spec"]["restartPolicy"] == "Never", "a failure policy is for no other"
+    assert spec["backoffLimit"] > 0, "what is tried again must have tries"
+    for rule in spec["podFailurePolicy"]["rules"]:
+        assert rule["action"] in {"FailJob", "FailIndex", "Ignore", "Count"}
+        assert ("onExitCodes" in rule) != ("onPodConditions" in rule), "one of both, never both"
+        codes = rule.get("onExitCodes", {"operator": "In", "values": [1]})
+        assert codes["operator"] in {"In", "NotIn"}
+        assert codes["values"] == sorted(set(codes["values"])), "in order, each once"
+        assert 0 not in codes["values"], "success is no failure"
+        assert 1 <= len(codes["values"]) <= 255
