@@ -18,6 +18,7 @@ DOCUMENTED = {
     "SourceError": 2,
     "ExamplesError": 2,
     "RefusedError": 3,
+    "Drained": 4,
     "StoppedEarlyError": 4,
     "NoTokenYetError": 4,
     "StorageError": 5,
