@@ -32,16 +32,13 @@ from subprocess import DEVNULL, PIPE, TimeoutExpired
 from typing import IO, Any, TextIO, cast
 
 import pipeline
-from pipeline.job.tokens import count
 from pipeline.simulator.config import SimulatorConfig, make_config
 from pipeline.simulator.serve import SimulatorDiedError, SimulatorProcess
 
 CLOSED = -10
 """A stream that the command does not have, as a shell's `>&-` says."""
-BESIDE = ("pyarrow.compute", "pyarrow.parquet", "pyreqwest.client", "uvloop")
-"""What modules of the product import when they are called."""
-COUNTED = ("gpt-4", "gpt-4o")
-"""Models by whose tokenizers runs count, which take half a second each to load."""
+BESIDE = ("pyarrow.compute", "pyarrow.parquet", "pyreqwest.client", "uvloop", "counted")
+"""What modules of the product import when they are called, and the tokenizers that they load."""
 _LENGTH = struct.Struct("!I")
 
 
@@ -298,8 +295,6 @@ def _import_everything() -> None:
             importlib.import_module(found.name)
     for name in BESIDE:
         importlib.import_module(name)
-    for model in COUNTED:
-        count(["loaded"], model)
 
 
 def _next(connection: socket.socket) -> tuple[_Order, list[int]]:

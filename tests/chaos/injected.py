@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,43 +11,41 @@ from collections import Counter
 from pathlib import Path
 
 import anyio
+from forked import Child, popen
 
 from pipeline import operations
+from pipeline.engines.again import Retry
 from pipeline.errors import PipelineError
 from pipeline.job.load import load_job
 from pipeline.run import RunOptions, run_job
 
-PRELOAD = ["pipeline.run", "pipeline.job.load", "pipeline.operations.chat", "pipeline.operations.embeddings"]
-PRELOAD += ["pipeline.operations.speech", "pyarrow.parquet", "pyarrow.compute", "pyreqwest.client", "uvloop"]
+TESTS = Path(__file__).parents[1]
+AGAIN = "again"
 DURABLE = ("fdatasync,fsync", "pwrite64", "rename,renameat,renameat2", "unlink,unlinkat")
 """System calls that make things durable, in groups that one injection counts together."""
 
 
-def run_to_the_end(job: Path, errors: Path, options: RunOptions) -> None:
-    """Be the child: wait to be traced, run the job, end with its exit code."""
-    sys.stderr = errors.open("a")
+def run_to_the_end(job: Path, *, again: bool) -> int:
+    """Be the child: wait to be traced, run the job; returns its exit code."""
     os.kill(os.getpid(), signal.SIGSTOP)
     try:
         loaded = load_job(job, environ={"SIMULATOR_KEY": "k"}, operations=operations.names())
+        options = RunOptions(retry=Retry() if again else None)
         summary = anyio.run(lambda: run_job(loaded, options=options), backend_options={"use_uvloop": True})
-        code = summary.exit_code or 0
-        if code:
-            print(summary.reason, file=sys.stderr)
     except PipelineError as error:
         print(error, file=sys.stderr)
-        code = error.exit_code
-    sys.stderr.flush()
-    os._exit(code)
+        return error.exit_code
+    if summary.exit_code:
+        print(summary.reason, file=sys.stderr)
+    return summary.exit_code or 0
 
 
 class Injector:
-    """Starts children from a server that has everything imported, so that a run costs no start-up."""
+    """Starts runs by fork, so that one costs no start-up."""
 
-    def __init__(self, options: RunOptions | None = None) -> None:
-        """`options` are those of every run."""
-        self._options = options or RunOptions()
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(PRELOAD)
+    def __init__(self, *, again: bool = False) -> None:
+        """`again`: each sends failed rows again, as `pipeline retry` does."""
+        self._again = again
 
     def run(self, job: Path, *, inject: str | None, errors: Path, timeout_s: float = 120.0) -> int:
         """Run the job, with an injection of strace's if one is given; returns the exit code, -9 when it was killed."""
@@ -75,26 +72,32 @@ class Injector:
         return most
 
     def _run(self, job: Path, errors: Path, options: list[str] | None, timeout_s: float) -> int:
-        child = self._context.Process(target=run_to_the_end, args=(job, errors, self._options))
-        child.start()
-        assert child.pid is not None
-        _wait_until_stopped(child.pid)
-        tracer = None
-        if options is not None:
-            command = ["strace", "-f", "-qq", *options, "-p", str(child.pid)]
-            tracer = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-            _wait_until_traced(child.pid)
-        os.kill(child.pid, signal.SIGCONT)
-        child.join(timeout_s)
-        hung = child.exitcode is None
+        with errors.open("ab") as said:
+            arguments = [AGAIN] if self._again else []
+            child = popen("chaos.injected", job, *arguments, cwd=TESTS, stderr=said.fileno())
+        try:
+            return _end(child, options, timeout_s)
+        finally:
+            child.kill()
+
+
+def _end(child: Child, options: list[str] | None, timeout_s: float) -> int:
+    """Let a stopped child go, under strace if it has options; returns its exit code."""
+    _wait_until_stopped(child.pid)
+    tracer = None
+    if options is not None:
+        command = ["strace", "-f", "-qq", *options, "-p", str(child.pid)]
+        tracer = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        _wait_until_traced(child.pid)
+    os.kill(child.pid, signal.SIGCONT)
+    try:
+        return child.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        raise AssertionError(f"the run did not end within {timeout_s} s under {options}") from None
+    finally:
         child.kill()
-        child.join()
         if tracer is not None:
             tracer.wait(10)
-        assert not hung, f"the run did not end within {timeout_s} s under {options}"
-        code: int = child.exitcode
-        child.close()
-        return code
 
 
 def _wait_until_stopped(pid: int) -> None:
@@ -121,3 +124,9 @@ def _status(pid: int, name: str) -> str:
         if line.startswith(name):
             return line.split()[1]
     raise LookupError(name)
+
+
+if __name__ == "__main__":
+    _ended = run_to_the_end(Path(sys.argv[1]), again=AGAIN in sys.argv[2:])
+    sys.stderr.flush()
+    os._exit(_ended)

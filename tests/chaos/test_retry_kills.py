@@ -20,8 +20,6 @@ from chaos.injected import DURABLE, Injector
 from chaos.needs import need_tool
 from chaos.report import record
 
-from pipeline.engines.again import Retry
-from pipeline.run import RunOptions
 from pipeline.simulator.serve import SimulatorProcess, start
 from pipeline.store.folder import Layout
 from pipeline.store.journal import JournalReader
@@ -93,7 +91,7 @@ def test_a_retry_killed_at_every_durable_call_replaces_each_row_once_and_is_whol
     need_tool("F2", "strace")
     wanted = count(quick=12, full=10**6)
     errors, ledger = tmp_path / "errors.txt", tmp_path / "ledger.jsonl"
-    runs, retries = Injector(), Injector(RunOptions(retry=Retry()))
+    runs, retries = Injector(), Injector(again=True)
     pristine = prepared(tmp_path / "pristine", runs, errors)
     before = read_parts(pristine.layout.root)
     with start(OPAQUE, ledger=ledger) as simulator:
