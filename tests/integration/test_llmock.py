@@ -18,6 +18,8 @@ from pipeline.job.load import load_job
 from pipeline.run import run_job
 
 ROWS = int(os.environ.get("PIPELINE_LLMOCK_ROWS", "120"))
+QUOTA = 1_200
+"""Requests a minute."""
 
 
 @pytest.mark.timeout(900)
@@ -27,7 +29,7 @@ def test_llmock_finds_nothing_wrong_with_the_client_and_no_row_fails(tmp_path: P
             file.write(json.dumps({"text": f"What is the number {number} good for?"}) + "\n")
     chaos = ChaosSettings(error_rates={429: 0.05, 500: 0.02, 502: 0.01, 503: 0.02})
     with LLMockServer(chaos=chaos) as server:
-        llmock = LLMock(server).limits(rpm=600)
+        llmock = LLMock(server).limits(rpm=QUOTA)
         job = {
             "operation": "chat",
             "input": {"path": "rows.jsonl"},
@@ -37,7 +39,7 @@ def test_llmock_finds_nothing_wrong_with_the_client_and_no_row_fails(tmp_path: P
                     "endpoint": llmock.base_url("openai"),
                     "deployment": "gpt-4o-mini",
                     "key": "${LLMOCK_KEY}",
-                    "requests_per_minute": 600,
+                    "requests_per_minute": QUOTA,
                 }
             ],
             "output": {"path": "out"},
