@@ -97,6 +97,6 @@ def test_a_hostile_job_file_is_refused_in_lines_of_its_own(tmp_path: Path, text:
     assert said.exit_code == 2
     assert controls(said.output) == set(), said.output
     assert all(
-        line.startswith(("job.yaml", "/", "Usage", "Try", "Error", "\n")) or not line
+        line.startswith(("job.yaml", "--set: ", "/", "Usage", "Try", "Error", "\n")) or not line
         for line in said.output.split("\n")
     )
