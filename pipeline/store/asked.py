@@ -6,10 +6,9 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 from pipeline.errors import DamageError
-from pipeline.store.database import database_errors, open_database, open_reader, transaction
+from pipeline.store.database import Opened, database_errors, open_database, open_reader, transaction
 
 _DIGEST_BYTES = 16
 NOT_ASKED = b""
@@ -30,7 +29,7 @@ def digest_of(request: bytes) -> bytes:
     return hashlib.blake2b(request, digest_size=_DIGEST_BYTES).digest()
 
 
-class AskedTable:
+class AskedTable(Opened):
     """What the rows of a run are asked. Each is kept, durably, before it can be answered."""
 
     def __init__(self, path: Path) -> None:
@@ -70,20 +69,8 @@ class AskedTable:
                 self._connection.execute("DETACH older")
         return found
 
-    def close(self) -> None:
-        """Give the file back."""
-        self._connection.close()
 
-    def __enter__(self) -> Self:
-        """Use it in a with block."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close."""
-        self.close()
-
-
-class AskedReader:
+class AskedReader(Opened):
     """An earlier run's table, which nobody changes any more."""
 
     def __init__(self, path: Path) -> None:
@@ -107,15 +94,3 @@ class AskedReader:
                 "SELECT count(*) FROM asked WHERE asked != ?", (NOT_ASKED,)
             ).fetchone()[0]
         return found
-
-    def close(self) -> None:
-        """Give the file back."""
-        self._connection.close()
-
-    def __enter__(self) -> Self:
-        """Use it in a with block."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close."""
-        self.close()

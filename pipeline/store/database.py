@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 from pipeline.errors import DamageError, DiskFullError, StorageError
 from pipeline.store.files import FREE_SPACE
@@ -68,6 +69,24 @@ def _connected(place: str, *settings: str) -> Connection:
         connection.close()
         raise
     return connection
+
+
+class Opened:
+    """Something that reads or writes a database, and holds its connection until it is closed."""
+
+    _connection: Connection
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        """Use it in a with block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
 
 
 @contextmanager

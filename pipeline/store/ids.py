@@ -6,15 +6,15 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from pipeline.store.database import database_errors, open_database, transaction
+from pipeline.store.database import Opened, database_errors, open_database, transaction
 from pipeline.store.files import TEMPORARY_SUFFIX, publish, storage
 
 _HASH_BYTES = 16
 
 
-class IdTable:
+class IdTable(Opened):
     """Ids, or what else names a row, as 128-bit hashes. Claims are idempotent, so a resumed run may repeat them."""
 
     def __init__(self, path: Path) -> None:
@@ -56,18 +56,6 @@ class IdTable:
         """Have every claim survive a power loss. Needed before a range becomes a part: it is not read again."""
         with database_errors(self._name):
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-
-    def close(self) -> None:
-        """Give the file back."""
-        self._connection.close()
-
-    def __enter__(self) -> Self:
-        """Use it in a with block."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close."""
-        self.close()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import ormsgpack
 
@@ -28,6 +28,7 @@ from pipeline.store.codec import decode_attempt, decode_outcome, encode_attempt,
 from pipeline.store.database import (
     Connection,
     IntegrityError,
+    Opened,
     database_errors,
     integrity_problems,
     open_database,
@@ -564,7 +565,7 @@ class Journal:
         )
 
 
-class JournalReader:
+class JournalReader(Opened):
     """What is committed, read beside the writer or after it. Close it, or use it in a with block."""
 
     def __init__(self, path: Path) -> None:
@@ -579,18 +580,6 @@ class JournalReader:
         if self.version == 0:
             self._connection.close()
             raise FileNotFoundError(path)
-
-    def __enter__(self) -> Self:
-        """Use it in a with block."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close."""
-        self.close()
-
-    def close(self) -> None:
-        """Give the file back."""
-        self._connection.close()
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
