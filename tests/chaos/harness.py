@@ -37,6 +37,19 @@ OPAQUE = {"vectors": "hash", "audio": "opaque"}
 """A simulator that answers by its request, without a model."""
 
 
+def deployment_of(
+    simulator: SimulatorProcess, name: str = "gpt-4o-mini", *, model: str = "gpt-4o-mini"
+) -> dict[str, Any]:
+    """How a job file names a deployment of the simulator."""
+    return {
+        "endpoint": simulator.url,
+        "api": "azure",
+        "deployment": name,
+        "model": model,
+        "key": "${SIMULATOR_KEY}",
+    }
+
+
 @dataclass(slots=True, kw_only=True)
 class Scene:
     """A job, its input and its simulator, in a folder of their own."""
@@ -72,13 +85,7 @@ class Scene:
         """Write the job file, which asks this simulator from now on."""
         self.simulator = simulator
         kind = self.kind
-        deployment: dict[str, Any] = {
-            "endpoint": simulator.url,
-            "api": "azure",
-            "deployment": kind.deployment,
-            "model": kind.model,
-            "key": "${SIMULATOR_KEY}",
-        }
+        deployment = deployment_of(simulator, kind.deployment, model=kind.model)
         if kind.api_version is not None:
             deployment["api_version"] = kind.api_version
         if self.operation == "embeddings":

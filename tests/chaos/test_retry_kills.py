@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from chaos.counts import SEED, count
-from chaos.harness import OPAQUE, arrivals, read_parts
+from chaos.harness import OPAQUE, arrivals, deployment_of, read_parts
 from chaos.injected import DURABLE, Injector
 from chaos.needs import need_tool
 from chaos.report import record
@@ -49,18 +49,11 @@ class Place:
 
     def ask(self, simulator: SimulatorProcess) -> None:
         """Write the job file, which asks this simulator from now on."""
-        deployment = {
-            "endpoint": simulator.url,
-            "api": "azure",
-            "deployment": "gpt-4o-mini",
-            "model": "gpt-4o-mini",
-            "key": "${SIMULATOR_KEY}",
-        }
         job = {
             "operation": "chat",
             "input": {"path": "rows.jsonl", "id": "id"},
             "request": {"messages": [{"role": "user", "content": "{{ text }}"}]},
-            "deployments": [deployment],
+            "deployments": [deployment_of(simulator)],
             "output": {"path": "out", "part_rows": PART_ROWS},
             "run": {"workers": WORKERS},
         }
