@@ -50,16 +50,16 @@ def listening(layout: Layout, *, environ: Mapping[str, str]) -> Iterator[socket.
     else:
         yield None
         return
-    try:
+    with listener:
         mine = path.lstat()
-        with suppress(OSError):
-            add_to_holder(layout.lock, control=str(path))
-        with listener:
+        try:
+            with suppress(OSError):
+                add_to_holder(layout.lock, control=str(path))
             yield listener
-    finally:
-        with suppress(OSError):
-            if (found := path.lstat()).st_ino == mine.st_ino and found.st_dev == mine.st_dev:
-                path.unlink()
+        finally:
+            with suppress(OSError):
+                if (found := path.lstat()).st_ino == mine.st_ino and found.st_dev == mine.st_dev:
+                    path.unlink()
 
 
 def meeting_place(layout: Layout) -> Path | None:
