@@ -43,9 +43,10 @@ demo-audio: $(AUDIO_READY) ## speak texts, transcribe real recordings with Whisp
 	@$(BIN)/python sample_data/word_error_rate.py out/transcribe-recordings.simulated
 
 # Hundreds of commands are started: with this set, each would compile all modules anew (empty means unset).
+# Tests wait for disks, clocks and other processes for half of their time, so there are two for each of two cores.
 test: export PYTHONDONTWRITEBYTECODE :=
 test: $(READY) ## run the tests: unit, contract, golden, integration, cli, security, kills at their quick counts
-	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -rs -m "not chaos and not peer and not browser and not scheduler"
+	@$(BIN)/python -m pytest --numprocesses 4 --dist worksteal -rs -m "not chaos and not peer and not browser and not scheduler"
 
 PEERS := tests/peers/node_modules/.package-lock.json
 $(PEERS): tests/peers/package-lock.json
