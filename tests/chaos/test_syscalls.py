@@ -23,7 +23,7 @@ from forked import start_simulator
 from pipeline.simulator.serve import SimulatorProcess
 
 ROWS = 240
-ROWS_WITH_FILES = 48
+FEW_ROWS = 48
 A_CHAIN = 10
 IN_MAKE_TEST = ("chat", "embeddings")
 ERRORS = ("ENOSPC", "EIO", "EDQUOT")
@@ -38,7 +38,8 @@ def _scenes(folder: Path, simulator: SimulatorProcess, ledger: Path, operation: 
     for number in range(10**6):
         place = folder / str(number)
         place.mkdir()
-        rows = ROWS if operation in IN_MAKE_TEST else ROWS_WITH_FILES
+        # Every call of a short run can be tried; a longer one makes more of the same.
+        rows = ROWS if operation in IN_MAKE_TEST and not FULL else FEW_ROWS
         yield Scene(
             folder=place,
             operation=operation,
