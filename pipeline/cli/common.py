@@ -135,3 +135,9 @@ def find_run(target: Path) -> Path:
         click.echo(f"there is only a simulated run: {simulated}", err=True)
         return simulated
     raise click.UsageError(f"{target} has not been run yet: {root} does not exist; begin with: pipeline run {target}")
+
+
+def refuse_within_run(root: Path, file: Path) -> None:
+    """Refuse to write a file among those of a run, which it would destroy or be taken for. Raises click.UsageError."""
+    if root.resolve() in file.resolve().parents:
+        raise click.UsageError(f"{file} lies in the run's own folder, which is for its results: name a file elsewhere")

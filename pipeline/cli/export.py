@@ -9,13 +9,21 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline import operations
-from pipeline.cli.common import checked_job, echo_json, find_run, json_option, read_draft, run_argument
+from pipeline.cli.common import (
+    checked_job,
+    echo_json,
+    find_run,
+    json_option,
+    read_draft,
+    refuse_within_run,
+    run_argument,
+)
 from pipeline.errors import JobFileError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from pipeline.store.export import Finished
+    from pipeline.store.export import Exported, Finished
     from pipeline.store.folder import Layout
 
 _FORMATS = ("parquet", "jsonl", "csv")
@@ -30,10 +38,11 @@ _FORMATS = ("parquet", "jsonl", "csv")
 def command(*, target: Path, file: Path, kind: str | None, force: bool, as_json: bool) -> None:
     """Write everything finished as one Parquet, JSONL or CSV file, in the order of the input.
 
-    Rows that are finished and not yet in a part are among them. FILE is whole or absent; `-` writes JSONL or CSV to
-    stdout. In CSV, lists and structs are JSON, and text that a spreadsheet would run as a formula begins with '.
+    Rows that are finished and not yet in a part are among them; rows that `pipeline retry` is sending again are not.
+    FILE is whole or absent, and lies outside the output folder; `-` writes JSONL or CSV to stdout. In CSV, lists and
+    structs are JSON, and text that a spreadsheet would run as a formula begins with '.
     """
-    from pipeline.store.export import Exported, Format, write_export, write_lines  # noqa: PLC0415
+    from pipeline.store.export import Format, write_export, write_lines  # noqa: PLC0415
     from pipeline.store.folder import Layout  # noqa: PLC0415 - for the command that needs it
     from pipeline.views.text import count  # noqa: PLC0415
 
@@ -46,26 +55,45 @@ def command(*, target: Path, file: Path, kind: str | None, force: bool, as_json:
     if not is_stdout and not file.parent.is_dir():
         raise click.UsageError(f"{file.parent} is no folder: make it first")
     layout = Layout(find_run(target))
+    if not is_stdout:
+        refuse_within_run(layout.root, file)
     finished = _finished(layout, target)
     if is_stdout:
         write_lines(sys.stdout.buffer, finished, Format(kind))
         sys.stdout.buffer.flush()
-        exported: Exported = finished.exported
+        exported = finished.exported
     else:
         try:
             exported = write_export(file, finished, Format(kind), replace=force)
         except FileExistsError:
             raise click.UsageError(f"{file} is there already: give --force to replace it") from None
+    _tell(exported)
+    if as_json:
+        echo_json(
+            {
+                "file": str(file),
+                "rows": exported.rows,
+                "rows_without_input_columns": exported.without_cells,
+                "rows_asked_again": exported.asked_again,
+            }
+        )
+    elif not is_stdout:
+        click.echo(f"{count(exported.rows, 'row')} in {file}")
+
+
+def _tell(exported: Exported) -> None:
+    """Say on stderr what an export lacks."""
+    from pipeline.views.text import count  # noqa: PLC0415 - for the command that needs it
+
     if exported.without_cells:
         click.echo(
             f"{count(exported.without_cells, 'row')} without the input's columns, which are null: the input is not "
             "what the run read",
             err=True,
         )
-    if as_json:
-        echo_json({"file": str(file), "rows": exported.rows, "rows_without_input_columns": exported.without_cells})
-    elif not is_stdout:
-        click.echo(f"{count(exported.rows, 'row')} in {file}")
+    if exported.asked_again:
+        is_are = "is" if exported.asked_again == 1 else "are"
+        click.echo(f"{count(exported.asked_again, 'row')} {is_are} being sent again, and left out", err=True)
 
 
 def _finished(layout: Layout, target: Path) -> Finished:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli.common import echo_json, find_run, json_option, run_argument
+from pipeline.cli.common import echo_json, find_run, json_option, refuse_within_run, run_argument
 
 
 @click.command("report")
@@ -26,6 +26,7 @@ def command(*, target: Path, output: Path | None, as_json: bool) -> None:
     writes the same page when it ends. It holds no prompts and no answers.
     """
     from pipeline.clock import SystemClock  # noqa: PLC0415 - for the command that needs it
+    from pipeline.store.folder import Layout  # noqa: PLC0415
     from pipeline.views.report import read_report, render, write_report  # noqa: PLC0415
 
     root, now = find_run(target), SystemClock().wall()
@@ -35,6 +36,8 @@ def command(*, target: Path, output: Path | None, as_json: bool) -> None:
         elif output == Path("-"):
             click.echo(render(read_report(root, now=now)))
         else:
+            if output is not None and output.resolve() != Layout(root).report.resolve():
+                refuse_within_run(root, output)
             click.echo(str(write_report(root, now=now, path=output).absolute()))
     except FileNotFoundError as error:
         raise click.UsageError(f"{root} has no summary yet: the run has only begun, or ended at once") from error

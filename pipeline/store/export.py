@@ -1,6 +1,7 @@
 """Every finished row of a run as one file, Parquet, JSONL or CSV, in the input's order, a batch in memory at a time.
 
-Rows come from parts, and from the journal where they are in none yet.
+Rows come from parts, and from the journal where they are in none yet. A row that is being asked again is not finished,
+whatever its part still says of it.
 """
 
 from __future__ import annotations
@@ -48,10 +49,14 @@ class Format(StrEnum):
 
 @dataclass(slots=True)
 class Exported:
-    """What an export holds. `without_cells` rows lack the input's columns: the input is not what it was."""
+    """What an export holds. `without_cells` rows lack the input's columns: the input is not what it was.
+
+    `asked_again` rows are left out: a retry sends them again, and they are not answered yet.
+    """
 
     rows: int = 0
     without_cells: int = 0
+    asked_again: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -78,6 +83,19 @@ class Finished:
                     yield batch
 
     def _of_part(self, reader: JournalReader, part: Part) -> Iterator[pa.RecordBatch]:
+        """The rows of a part, without those that are asked again and not answered yet."""
+        import pyarrow as pa  # noqa: PLC0415 - for commands that read rows
+        import pyarrow.compute as pc  # noqa: PLC0415
+
+        again = reader.again(part.first, part.last)
+        done = reader.done(part.first, part.last) if again else b""
+        pending = [ordinal for ordinal in again if not done[ordinal - part.first]]
+        self.exported.asked_again += len(pending)
+        unanswered = pa.array(pending, pa.int64())
+        for batch in self._as_it_is(reader, part):
+            yield batch.filter(pc.invert(pc.is_in(batch.column("ordinal"), unanswered))) if pending else batch
+
+    def _as_it_is(self, reader: JournalReader, part: Part) -> Iterator[pa.RecordBatch]:
         """The rows of a part; those that were asked again, and are answered, in the place of the old ones."""
         import pyarrow as pa  # noqa: PLC0415 - for commands that read rows
         import pyarrow.parquet as pq  # noqa: PLC0415

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.store.folder import Layout
+from pipeline.store.generations import open_generation
 from pipeline.store.journal import JournalReader
 from tests.cli.bench import Bench
 
@@ -35,7 +38,7 @@ def test_the_format_can_be_said(finished: Bench) -> None:
 
 def test_json_says_what_was_exported(finished: Bench) -> None:
     said = json.loads(finished.call("export", "out", "all.csv", "--json").stdout)
-    assert said == {"file": "all.csv", "rows": 4, "rows_without_input_columns": 0}
+    assert said == {"file": "all.csv", "rows": 4, "rows_without_input_columns": 0, "rows_asked_again": 0}
 
 
 def test_a_dash_writes_to_stdout(finished: Bench) -> None:
@@ -52,6 +55,33 @@ def test_a_file_that_is_there_is_replaced_only_by_force(finished: Bench) -> None
 
     assert finished.call("export", "out", "all.csv", "--force").exit_code == 0
     assert (finished.folder / "all.csv").read_text() != "mine"
+
+
+@pytest.mark.parametrize("name", ["out/all.parquet", "out/deep/../all.csv", "link/all.jsonl", "{part}"])
+@pytest.mark.parametrize("command", ["export", "report"])
+def test_no_file_is_written_into_the_runs_own_folder(finished: Bench, command: str, name: str) -> None:
+    (part,) = finished.output.glob("*.parquet")
+    (finished.folder / "link").symlink_to(finished.output)
+    (finished.output / "deep").mkdir()
+    before, bytes_before = sorted(finished.output.iterdir()), part.read_bytes()
+    target = name.format(part=part)
+    arguments = (target, "--force") if command == "export" else ("--output", target)
+    result = finished.call(command, "job.yaml", *arguments)
+
+    assert (result.exit_code, "lies in the run's own folder" in result.stderr) == (2, True)
+    assert (sorted(finished.output.iterdir()), part.read_bytes()) == (before, bytes_before)
+
+
+def test_rows_that_are_being_sent_again_are_left_out_and_counted(finished: Bench) -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    assert open_generation(Layout(finished.output), only=frozenset(), variant="v", wording={}, now=now) == 2
+    result = finished.call("export", "job.yaml", "all.jsonl")
+    lines = [json.loads(line) for line in (finished.folder / "all.jsonl").read_text().splitlines()]
+
+    assert [(line["ordinal"], line["status"]) for line in lines] == [(0, "ok"), (2, "ok")]
+    assert (result.exit_code, result.stdout) == (0, "2 rows in all.jsonl\n")
+    assert result.stderr == "2 rows are being sent again, and left out\n"
+    assert json.loads(finished.call("export", "out", "all.csv", "--json").stdout)["rows_asked_again"] == 2
 
 
 @pytest.mark.parametrize(

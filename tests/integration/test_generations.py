@@ -11,6 +11,7 @@ from in_memory import Bench, Service, answer_of, refusal
 
 from pipeline.job import change
 from pipeline.model import Outcome, RequestInfo, RowResult
+from pipeline.store.export import Finished
 from pipeline.store.folder import Sealer
 from pipeline.store.generations import open_generation
 from pipeline.store.journal import Journal
@@ -55,6 +56,11 @@ async def test_a_part_that_is_being_replaced_is_whole_at_every_step_and_the_next
 
     assert verify_folder(layout).findings == ()
     assert [row["ordinal"] for row in bench.table()] == list(range(10))
+    finished = Finished(layout=layout, schema=schema)
+    exported = [(row["ordinal"], row["status"]) for batch in finished.batches() for row in batch.to_pylist()]
+    unanswered = {3} if cut_after == "chosen" else set[int]()
+    assert exported == [(ordinal, "ok") for ordinal in range(10) if ordinal not in unanswered]
+    assert finished.exported.asked_again == len(unanswered)
     service = Service()
     summary = await bench.run(service)
     assert (summary.state, summary.rows.ok, summary.rows.failed, summary.rows.not_in_parts) == ("complete", 10, 0, 0)
