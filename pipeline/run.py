@@ -31,7 +31,7 @@ from pipeline.engines.ending import ending_of
 from pipeline.engines.lanes import make_lane
 from pipeline.engines.local import Sealing, SealRules, run_local
 from pipeline.engines.metrics import open_metrics, told
-from pipeline.engines.prediction import Prediction
+from pipeline.engines.prediction import Prediction, predicted_before
 from pipeline.engines.remote import Remote, reachable
 from pipeline.engines.signals import obeyed_signals
 from pipeline.engines.stall import StallGuard
@@ -594,6 +594,8 @@ class _Run:
                     rules=self.rules,
                     simulated=self.simulated,
                     clock=clock,
+                    begun=plan.begun,
+                    before=await anyio.to_thread.run_sync(predicted_before, layout.summary),
                 )
                 tally = Tally(
                     job=job,

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio import to_thread
 
+from pipeline.errors import PipelineError
 from pipeline.job.budget import ANSWER_BOUNDS
 from pipeline.job.prices import cost_of, rates
 from pipeline.operations.base import Priced
 from pipeline.plan.forecast import MINUTE_S, Minutes, minutes, summed_quota
 from pipeline.plan.survey import Survey, as_simulated, sample, tokenized
-from pipeline.store.summary import Predicted, PredictedTokens
+from pipeline.store.summary import Predicted, PredictedTokens, read_summary
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pipeline.clock import Clock
     from pipeline.job.spec import Job
     from pipeline.operations.base import Operation
@@ -29,6 +32,14 @@ LONGEST_TEXT = 20_000
 """Characters of a text beyond which its tokens are estimated: the tokenizer holds the interpreter while it counts."""
 LONGEST_S = 0.5
 """Seconds after which no further rows are looked at, and for which a run that has ended waits for those."""
+
+
+def predicted_before(path: Path) -> Predicted | None:
+    """What the summary of an earlier invocation predicted; None where there is none that can be read."""
+    try:
+        return read_summary(path).predicted
+    except (FileNotFoundError, PipelineError):
+        return None
 
 
 def time_of(job: Job, *, requests: float, tokens: float, latency_s: float | None) -> Minutes:
@@ -47,7 +58,11 @@ def time_of(job: Job, *, requests: float, tokens: float, latency_s: float | None
 
 @dataclass(slots=True, kw_only=True)
 class Prediction:
-    """Looks at the first rows beside the run. `simulated`: tokens are counted as the simulator counts them."""
+    """Looks at the first rows beside the run, once there is something to do.
+
+    `begun` is set when there is; a run without keeps what was predicted `before`, and no tokenizer is loaded for it.
+    `simulated`: tokens are counted as the simulator counts them.
+    """
 
     job: Job
     source: Source
@@ -55,11 +70,14 @@ class Prediction:
     rules: PlanRules
     simulated: bool
     clock: Clock
+    begun: anyio.Event
+    before: Predicted | None = None
     _found: Survey | None = None
     _looked: anyio.Event = field(default_factory=anyio.Event)
 
     async def make(self) -> None:
         """Look at them. A run goes on without, whatever that raises: what is wrong with its rows it finds itself."""
+        await self.begun.wait()
         began = self.clock.now()
         counter = as_simulated if self.simulated else tokenized(self.job.deployments[0].model, longest=LONGEST_TEXT)
         with suppress(Exception):
@@ -77,11 +95,15 @@ class Prediction:
 
     async def made(self) -> None:
         """Wait for it, not long: only a run of a few rows ends before."""
+        if not self.begun.is_set():
+            return
         with anyio.move_on_after(LONGEST_S):
             await self._looked.wait()
 
     def of(self, rows: int | None) -> Predicted | None:
         """What so many rows take, all of them like the first; None while that is not known."""
+        if not self.begun.is_set():
+            return self.before
         found = self._found
         if found is None or rows is None or not found.rows:
             return None

@@ -39,7 +39,8 @@ class Plan:
     """Hands out work to any number of workers, in the order of the rows, a bounded way ahead of them.
 
     Reading, rendering and packing happen in a worker thread, one batch ahead at most. Where a run is continued,
-    open ranges are read again (that rebuilds their spool), and rows that the journal holds are left out.
+    open ranges are read again (that rebuilds their spool), and rows that the journal holds are left out. `begun` is set
+    once there is something to hand out.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Plan:
         self.rows_read = 0
         self.waits_for: int | None = None
         self.is_reading = False
+        self.begun = anyio.Event()
         self._journal = journal
         self._rules = rules
         self._completed = completed
@@ -176,6 +178,8 @@ class Plan:
                 self._waiting.begin(step.begun)
                 self._ready.extend(self._waiting.take(step.span.first, step.copies))
             self._seal_if_complete(step.span.first)
+        if self._ready:
+            self.begun.set()
         if step.ended:
             self._ended = True
             self.rows_total = step.rows_total

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import anyio
 import pytest
 from in_memory import Bench, Service
 
@@ -15,7 +18,7 @@ from pipeline.errors import StorageError
 from pipeline.job.tokens import count, estimate
 from pipeline.plan.ranges import plan_rules
 from pipeline.sources import open_source
-from pipeline.store.summary import read_summary
+from pipeline.store.summary import Predicted, PredictedTokens, read_summary
 
 pytestmark = pytest.mark.anyio
 
@@ -69,6 +72,24 @@ async def test_a_continued_run_predicts_what_the_whole_takes(tmp_path: Path) -> 
     assert whole.predicted.requests == 3
 
 
+async def test_a_run_with_nothing_left_loads_no_tokenizer_and_keeps_what_was_predicted(tmp_path: Path) -> None:
+    bench = bench_of(tmp_path, rows=10)
+    first = await bench.run(Service())
+    assert first.predicted is not None
+    told = first.as_json() | {"predicted": {**first.as_json()["predicted"], "requests": 77}}
+    bench.layout.summary.write_text(json.dumps(told), encoding="utf-8")
+    again = await bench.run(Service())
+    assert (again.state, again.predicted) == ("complete", replace(first.predicted, requests=77))
+    bench.layout.summary.unlink()
+    assert (await bench.run(Service())).predicted is None
+    bench.layout.summary.write_text("cut", encoding="utf-8")
+    assert (await bench.run(Service())).predicted is None
+    bench.texts(*(f"quay {n}" for n in range(11)))
+    grown = (await bench.run(Service())).predicted
+    assert grown is not None
+    assert grown.requests == 3
+
+
 async def test_what_is_not_known_beforehand_is_null(tmp_path: Path) -> None:
     bench = Bench(folder=tmp_path, operation="chat").texts("one", "two")
     predicted = (await bench.run(Service())).predicted
@@ -97,6 +118,7 @@ async def test_whatever_looking_at_rows_raises_leaves_a_run_without_a_prediction
 
     job = bench_of(tmp_path, rows=3).job()
     source = open_source(job.input.path, format=job.input.format, columns=job.input.columns, kept_schema=None)
+    begun = anyio.Event()
     prediction = Prediction(
         job=job,
         source=cast("Any", Broken()),
@@ -104,7 +126,11 @@ async def test_whatever_looking_at_rows_raises_leaves_a_run_without_a_prediction
         rules=plan_rules(job, source, limit=None),
         simulated=False,
         clock=SystemClock(),
+        begun=begun,
+        before=Predicted(requests=1, tokens=PredictedTokens(), cost_usd=None, seconds=None),
     )
+    assert prediction.of(3) == prediction.before
+    begun.set()
     await prediction.make()
     await prediction.made()
     assert prediction.of(3) is None
