@@ -462,6 +462,14 @@ def _refuse_others(tree: nodes.Template) -> None:
         raise TemplateError(code="syntax", message="a template cannot include, import or extend another")
 
 
+def _naming_nulls(error: TemplateError, values: Mapping[str, Any], names: Iterable[str]) -> TemplateError:
+    """Add which of the columns that the template reads are null, where that is what was wrong."""
+    nulls = ", ".join(f"`{name}`" for name in sorted(names) if values.get(name) is None)
+    if error.code != "null" or not nulls:
+        return error
+    return TemplateError(code=error.code, message=f"{error.message} (null in this row: {nulls})")
+
+
 def _renderer(template: Template, columns: frozenset[str] | None) -> Callable[[Mapping[str, Any], Usage], Any]:
     root, new_context, base = template.root_render_func, template.new_context, dict(_ENVIRONMENT.globals)
     names = tuple(columns or ())
@@ -474,8 +482,8 @@ def _renderer(template: Template, columns: frozenset[str] | None) -> Callable[[M
             variables[name] = value if type(value) is str else _guard(value)
         try:
             text = _concat(root(new_context(variables, shared=True)))
-        except TemplateError:
-            raise
+        except TemplateError as error:
+            raise _naming_nulls(error, values, names) from error
         except UndefinedError as error:
             raise TemplateError(code="undefined", message=(error.message or "undefined")[:200]) from error
         except SecurityError as error:

@@ -228,6 +228,21 @@ def test_a_failing_row_names_the_field() -> None:
         compile_request({"x": ["{{ a }}!"]}).render({})
 
 
+@pytest.mark.parametrize(
+    ("source", "row", "said"),
+    [
+        ("{{ name }} at {{ price }}", {"name": "x", "price": None}, r"use default\(\) \(null in this row: `price`\)$"),
+        ("{{ name }} at {{ price }}", {}, r"\(null in this row: `name`, `price`\)$"),
+        ("{{ tags | join(',') }}", {"tags": ["a", None]}, r"use default\(\)$"),
+        ("{{ row.price }}!", {"price": None}, r"use default\(\)( \(null in this row: `price`\))?$"),
+    ],
+)
+def test_a_null_in_a_text_names_the_columns_that_are_null(source: str, row: dict[str, Any], said: str) -> None:
+    with pytest.raises(TemplateError, match=said) as caught:
+        compile_request({"x": source}).render(row)
+    assert caught.value.code == "null"
+
+
 def test_strings_with_templates_are_found_with_their_paths() -> None:
     request = {"a": "plain", "b": [{"c": "{{ x }}"}, "{% if y %}{% endif %}"], "d": 5}
     assert list(texts(request)) == [(("b", 0, "c"), "{{ x }}"), (("b", 1), "{% if y %}{% endif %}")]
