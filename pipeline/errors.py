@@ -35,7 +35,8 @@ class PipelineError(Exception):
 class Problem:
     """One thing wrong in a job file, with its place. Lines and columns count from 1.
 
-    `line` and `column` are None where the problem has no place in the file (an override on the command line).
+    `line` and `column` are None where the problem has no place in the file (an override on the command line); `file` is
+    empty where it is in no file.
     """
 
     file: str
@@ -47,7 +48,7 @@ class Problem:
     def __str__(self) -> str:
         """FILE:LINE:COL: path.to.field: what is wrong. One line, in which nothing foreign moves a cursor."""
         place = self.file if self.line is None else f"{self.file}:{self.line}:{self.column}"
-        text = f"{place}: {self.path}: {self.message}" if self.path else f"{place}: {self.message}"
+        text = ": ".join(part for part in (place, self.path, self.message) if part)
         if text.isprintable():
             return text
         return "".join(

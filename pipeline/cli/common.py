@@ -25,20 +25,24 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout and nothing else there.")
 
 
-def pairs_of(_: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    """Cut each value at its first equals sign."""
-    pairs = [text.partition("=") for text in values]
-    for name, sign, _text in pairs:
-        if not sign or not name.strip():
-            raise click.BadParameter("must be of the form path=value, such as run.workers=8", param=parameter)
-    return tuple((name.strip(), text) for name, _sign, text in pairs)
+def pairs_of(form: str) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], tuple[tuple[str, str], ...]]:
+    """Have each value cut at its first equals sign; `form` says what one looks like."""
+
+    def cut(_: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+        pairs = [text.partition("=") for text in values]
+        for name, sign, _text in pairs:
+            if not sign or not name.strip():
+                raise click.BadParameter(f"must be of the form {form}", param=parameter)
+        return tuple((name.strip(), text) for name, _sign, text in pairs)
+
+    return cut
 
 
 set_option = click.option(
     "--set",
     "overrides",
     metavar="PATH=VALUE",
-    callback=pairs_of,
+    callback=pairs_of("path=value, such as run.workers=8"),
     multiple=True,
     help="Replace a value of the job file, such as run.workers=8 or request.dimensions=256. Repeatable.",
 )

@@ -12,7 +12,13 @@ from pipeline.cli.common import echo_json, find_run, json_option, pairs_of, run_
 
 @click.command("set")
 @run_argument
-@click.argument("values", metavar="NAME=VALUE…", nargs=-1, required=True, callback=pairs_of)
+@click.argument(
+    "values",
+    metavar="NAME=VALUE…",
+    nargs=-1,
+    required=True,
+    callback=pairs_of("name=value, such as workers=64 or leave=20%"),
+)
 @json_option
 def command(*, target: Path, values: tuple[tuple[str, str], ...], as_json: bool) -> None:
     """Change the workers of a run that goes on, and the share of the quota that it leaves to others.

@@ -126,12 +126,11 @@ class Remote:
         given = {name.removeprefix("run."): text for name, text in values.items()}
         if not given or not all(isinstance(text, str) for text in given.values()):
             raise RefusedRequestError(f"`values` must be texts, by the names {' and '.join(CHANGEABLE)}")
-        checked = run_values(given, file=self.job.file)
+        if elsewhere := [name for name in values if "." in name.removeprefix("run.")]:
+            raise RefusedRequestError(_when_read(elsewhere[0]))
+        checked = run_values(given)
         if others := sorted(given.keys() - set(CHANGEABLE)):
-            raise RefusedRequestError(
-                f"run.{others[0]} is read when a run begins, so it cannot be changed while one goes on; drain it, and "
-                f"run it again with --set run.{others[0]}=…; {' and '.join(CHANGEABLE)} can be changed"
-            )
+            raise RefusedRequestError(_when_read(f"run.{others[0]}"))
         if self.job.operation == TRAINING or self.job.run.lane == "batch":
             raise RefusedRequestError(
                 "this run sends no requests one by one (run.lane: batch, or a training): it has no workers, and keeps "
@@ -192,6 +191,13 @@ class Remote:
             pass  # who asked went away; what was asked for is done
         finally:
             room.release()
+
+
+def _when_read(key: str) -> str:
+    return (
+        f"{key} is read when a run begins, so it cannot be changed while one goes on; drain it, and run it again with "
+        f"--set {key}=…; {' and '.join(CHANGEABLE)} can be changed"
+    )
 
 
 async def _line_of(connection: socket.socket) -> bytes | None:

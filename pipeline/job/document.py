@@ -47,9 +47,13 @@ class _Unreadable(Exception):  # noqa: N818 - it becomes a Problem
 
 @dataclass(slots=True)
 class Report:
-    """Problems as they are found. Values are never quoted here: a caller does so only where none can be secret."""
+    """Problems as they are found. Values are never quoted here: a caller does so only where none can be secret.
+
+    `file` and `override` are the places that problems name: of the file's values, and of values from a command line.
+    """
 
     file: str
+    override: str = OVERRIDE
     tree: Tree = field(default_factory=Tree)
     problems: list[Problem] = field(default_factory=list)
 
@@ -62,7 +66,7 @@ class Report:
                 break
         line, column = (None, None) if mark is None or mark == _UNMARKED else mark
         name = ".".join(map(str, path))
-        file = OVERRIDE if mark == _UNMARKED else self.file
+        file = self.override if mark == _UNMARKED else self.file
         self.problems.append(Problem(file=file, line=line, column=column, path=name, message=message))
 
 

@@ -248,12 +248,12 @@ def load_job(
     return draft.job
 
 
-def run_values(values: Mapping[str, str], *, file: Path) -> RunSpec:
+def run_values(values: Mapping[str, str]) -> RunSpec:
     """Check values of `run`, each read as YAML, as those of the job file are; the other keys have their defaults.
 
-    Raises JobFileError with every problem. `file` is the job's.
+    Raises JobFileError with every problem; they are in no file.
     """
-    report = Report(file=str(file))
+    report = Report(file="", override="")
     data: dict[str, Any] = {"run": {}}
     for name, text in values.items():
         document.override(data, f"run.{name}", text, report)
