@@ -1,24 +1,27 @@
 """The truth of a run: which rows are done and not yet in a part, which ranges are sealed, what was spent.
 
-One writer thread owns the connection. Changes are queued and committed in groups: the thread takes whatever is
-queued, makes one transaction of it, and only then tells those who wait. There is no timer, so a lone change is
-committed at once and a crowd of them shares one flush.
+One writer thread owns the connection. Changes are queued and committed in groups: those of one turn of the event loop
+are queued together, the thread takes whatever is queued, makes one transaction of it, and only then tells those who
+wait. There is no timer, so a lone change is committed at once and a crowd of them shares one flush.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import orjson
 import ormsgpack
 
 from pipeline.errors import DamageError, DefectError, PipelineError, StorageError
@@ -188,14 +191,6 @@ class BatchLine:
     ordinals: tuple[int, ...]
 
 
-@dataclass(slots=True)
-class _Change:
-    """One queued write, and who waits for it."""
-
-    apply: Callable[[Connection], None]
-    done: asyncio.Future[None] | None = field(default=None)
-
-
 class Packed(NamedTuple):
     """An outcome as the journal keeps it, packed by whichever process had the answer.
 
@@ -209,6 +204,15 @@ class Packed(NamedTuple):
     tokens: tuple[int, int, int, int]
     batched: bool = False
     carried: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class _Change:
+    """One queued write, and who waits for it: rows to keep, which the writer packs, or something else to do."""
+
+    rows: Outcome | Packed | None = None
+    apply: Callable[[Connection], None] | None = None
+    done: asyncio.Future[None] | None = None
 
 
 class Journal:
@@ -231,6 +235,7 @@ class Journal:
                 self._create()
                 known = self._connection.execute("SELECT value FROM meta WHERE key = 'totals'").fetchone()
                 pending = self._connection.execute("SELECT coalesce(sum(length(blob)), 0) FROM payload").fetchone()
+                last = self._connection.execute("SELECT coalesce(max(id), 0) FROM payload").fetchone()
                 pieces = self._connection.execute("SELECT EXISTS (SELECT 1 FROM piece)").fetchone()
                 self.largest: int = self._connection.execute(
                     "SELECT max((SELECT coalesce(max(length(blob)), 0) FROM payload),"
@@ -241,11 +246,13 @@ class Journal:
             raise
         self.totals = Totals(**json.loads(known[0])) if known else Totals()
         self.pending_bytes: int = pending[0]
+        self._last_payload: int = last[0]
         self._in_pieces = bool(pieces[0])
         place = path.stat(follow_symlinks=False)
         self._identity = place.st_dev, place.st_ino
         self._loop = asyncio.get_running_loop()
-        self._queue: queue.SimpleQueue[_Change | None] = queue.SimpleQueue()
+        self._turn: list[_Change] = []
+        self._queue: queue.SimpleQueue[list[_Change] | None] = queue.SimpleQueue()
         self._failure: PipelineError | None = None
         self._thread = threading.Thread(target=self._write, name="journal", daemon=True)
         self._thread.start()
@@ -257,7 +264,7 @@ class Journal:
 
         Raises StorageError when the disk refuses, DefectError when a row was already there.
         """
-        await self._submit(lambda connection: self._keep(connection, outcome))
+        await self._put(rows=outcome)
 
     async def keep_attempts(self, attempts: tuple[Attempt, ...]) -> None:
         """Keep attempts whose rows stay pending (a clean stop)."""
@@ -265,11 +272,11 @@ class Journal:
 
     def put_packed(self, packed: Packed) -> asyncio.Future[None]:
         """Queue an outcome that another process packed; the future is done when it is kept, as `commit` says it."""
-        return self._put(lambda connection: self._keep_packed(connection, packed))
+        return self._put(rows=packed)
 
     def put_attempts(self, attempts: Sequence[tuple[str, bytes]]) -> asyncio.Future[None]:
         """Queue attempts that another process packed, likewise."""
-        return self._put(lambda connection: self._keep_packed_attempts(connection, attempts))
+        return self._put(apply=lambda connection: self._keep_packed_attempts(connection, attempts))
 
     async def keep_piece(self, key: str, outcome: Outcome) -> None:
         """Keep what a piece of a row came to, under the piece's key, until the row itself is committed as ok.
@@ -284,17 +291,16 @@ class Journal:
 
     def post_span(self, span: Span) -> None:
         """Queue an open range, new or further read. Any thread; written before every later change."""
-        self._queue.put(
-            _Change(
-                lambda connection: _execute(
-                    connection,
-                    "INSERT INTO span (first, last, start, read, digest, finish) VALUES (?, ?, ?, ?, ?, ?) "
-                    "ON CONFLICT (first) DO UPDATE SET last = excluded.last, read = excluded.read, "
-                    "digest = excluded.digest, finish = excluded.finish",
-                    (span.first, span.last, span.start, span.read, span.digest, span.finish),
-                )
+        change = _Change(
+            apply=lambda connection: _execute(
+                connection,
+                "INSERT INTO span (first, last, start, read, digest, finish) VALUES (?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT (first) DO UPDATE SET last = excluded.last, read = excluded.read, "
+                "digest = excluded.digest, finish = excluded.finish",
+                (span.first, span.last, span.start, span.read, span.digest, span.finish),
             )
         )
+        self._queue.put([change])
 
     async def keep_batch(self, record: BatchRecord, lines: Sequence[BatchLine] | None = None) -> None:
         """Keep how far a batch has come; with `lines`, a new one. Raises what `commit` raises."""
@@ -367,21 +373,32 @@ class Journal:
 
     async def close(self) -> None:
         """Write what is queued and give the file back."""
+        self._end_turn()
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
         self._connection.close()
 
     async def _submit(self, apply: Callable[[Connection], None]) -> None:
         # A waiter that is cancelled cancels nothing but this: the change is committed all the same.
-        await self._put(apply)
+        await self._put(apply=apply)
 
-    def _put(self, apply: Callable[[Connection], None]) -> asyncio.Future[None]:
+    def _put(
+        self, *, rows: Outcome | Packed | None = None, apply: Callable[[Connection], None] | None = None
+    ) -> asyncio.Future[None]:
         """Queue a change. Raises what ended the journal."""
         if self._failure is not None:
             raise self._failure
+        if not self._turn:
+            self._loop.call_soon(self._end_turn)
         done: asyncio.Future[None] = self._loop.create_future()
-        self._queue.put(_Change(apply, done))
+        self._turn.append(_Change(rows=rows, apply=apply, done=done))
         return done
+
+    def _end_turn(self) -> None:
+        """Hand over what the event loop's turn has brought: the writer then wakes once for all of it."""
+        if self._turn:
+            self._queue.put(self._turn)
+            self._turn = []
 
     def _write(self) -> None:
         """The writer thread: whatever is queued becomes one transaction."""
@@ -393,7 +410,7 @@ class Journal:
                 if item is None:
                     ended = True
                     break
-                changes.append(item)
+                changes += item
                 try:
                     item = self._queue.get_nowait()
                 except queue.Empty:
@@ -414,13 +431,13 @@ class Journal:
 
     def _tried(self, changes: list[_Change]) -> PipelineError | None:
         """Make one transaction of the changes; returns why it could not be."""
-        before = replace(self.totals), self.pending_bytes
+        before = replace(self.totals), self.pending_bytes, self._last_payload
         failure: PipelineError
         try:
             with database_errors(str(self.path)), transaction(self._connection):
-                for change in changes:
-                    change.apply(self._connection)
-                put(self._connection, "totals", asdict(self.totals))
+                for _, some in itertools.groupby(changes, key=lambda change: change.rows is None):
+                    self._apply(list(some))
+                put_text(self._connection, "totals", orjson.dumps(self.totals).decode())
         except PipelineError as error:
             failure = error
         except IntegrityError as error:
@@ -432,8 +449,16 @@ class Journal:
         else:
             return None
         # What was rolled back must not be counted as done.
-        self.totals, self.pending_bytes = before
+        self.totals, self.pending_bytes, self._last_payload = before
         return failure
+
+    def _apply(self, changes: Sequence[_Change]) -> None:
+        """Write changes that are all of rows, or none of which is."""
+        if rows := [change.rows for change in changes if change.rows is not None]:
+            self._keep(self._connection, rows)
+        for change in changes:
+            if change.apply is not None:
+                change.apply(self._connection)
 
     def _tried_with_ballast(self, changes: list[_Change], failure: StorageError) -> PipelineError | None:
         """Let nothing new begin, give the ballast back, and try again: answers that were paid for are in there.
@@ -453,15 +478,26 @@ class Journal:
                 break
         return last
 
-    def _keep(self, connection: Connection, outcome: Outcome) -> None:
-        self._keep_packed(connection, pack(outcome))
-        self.totals.copied += len(outcome.rows) if outcome.copied else 0
-        for file in outcome.files:
-            keep_file(connection, file)
+    def _keep(self, connection: Connection, rows: Sequence[Outcome | Packed]) -> None:
+        """Keep what requests came to, in their order."""
+        kept = [one if isinstance(one, Packed) else pack(one) for one in rows]
+        first = self._last_payload + 1
+        self._last_payload += len(kept)
+        _insert_packed(connection, first, kept)
+        self._keep_packed_attempts(connection, [attempt for packed in kept for attempt in packed.attempts])
+        for packed in kept:
+            self._count(packed)
+        for one in rows:
+            if isinstance(one, Outcome):
+                self.totals.copied += len(one.rows) if one.copied else 0
+                for file in one.files:
+                    keep_file(connection, file)
+        if self._in_pieces:
+            # A failed row's pieces stay: when it is sent again, they are not.
+            done = [(ordinal,) for packed in kept for ordinal, ok in packed.rows if ok]
+            connection.executemany("DELETE FROM piece WHERE ordinal = ?", done)
 
-    def _keep_packed(self, connection: Connection, packed: Packed) -> None:
-        size = _insert_packed(connection, packed.rows, packed.payload)
-        self.pending_bytes += size
+    def _count(self, packed: Packed) -> None:
         totals = self.totals
         ok = sum(ok for _, ok in packed.rows)
         totals.ok += ok
@@ -477,12 +513,8 @@ class Journal:
             totals.batched_output_tokens += answered
         if packed.attempts:
             totals.requests += 1
-        self._keep_packed_attempts(connection, packed.attempts)
-        if self._in_pieces:
-            # A failed row's pieces stay: when it is sent again, they are not.
-            done = [(ordinal,) for ordinal, ok in packed.rows if ok]
-            connection.executemany("DELETE FROM piece WHERE ordinal = ?", done)
-        self._saw(size)
+        self.pending_bytes += len(packed.payload)
+        self._saw(len(packed.payload))
 
     def _saw(self, size: int) -> None:
         if self._ballast is not None:
@@ -501,8 +533,8 @@ class Journal:
         self._keep_packed_attempts(connection, pack_attempts(attempts))
 
     def _keep_packed_attempts(self, connection: Connection, attempts: Sequence[tuple[str, bytes]]) -> None:
-        for verdict, blob in attempts:
-            connection.execute("INSERT INTO attempt (blob) VALUES (?)", (blob,))
+        _insert_many(connection, "attempt (blob)", 1, [blob for _, blob in attempts])
+        for verdict, _ in attempts:
             self.totals.attempts += 1
             if verdict == "throttled":
                 self.totals.throttled += 1
@@ -867,16 +899,45 @@ def insert(connection: Connection, table: str, value: Part | Span) -> None:
 
 def insert_results(connection: Connection, outcome: Outcome) -> int:
     """Add the rows of an outcome; returns the bytes that they take. Raises IntegrityError for one that is there."""
-    return _insert_packed(connection, [(row.ordinal, row.ok) for row in outcome.rows], encode_outcome(outcome))
+    packed = pack(outcome)
+    last = connection.execute("SELECT coalesce(max(id), 0) FROM payload").fetchone()[0]
+    _insert_packed(connection, last + 1, [packed])
+    return len(packed.payload)
 
 
-def _insert_packed(connection: Connection, rows: Sequence[tuple[int, bool]], blob: bytes) -> int:
-    payload = connection.execute("INSERT INTO payload (blob) VALUES (?)", (blob,)).lastrowid
-    connection.executemany(
-        "INSERT INTO result VALUES (?, ?, ?, ?)",
-        [(ordinal, payload, slot, ok) for slot, (ordinal, ok) in enumerate(rows)],
-    )
-    return len(blob)
+def _insert_packed(connection: Connection, first: int, kept: Sequence[Packed]) -> None:
+    """Add payloads, which get the ids from `first` on, and their rows."""
+    payloads: list[Any] = []
+    results: list[Any] = []
+    for identity, packed in enumerate(kept, first):
+        payloads += (identity, packed.payload)
+        for slot, (ordinal, ok) in enumerate(packed.rows):
+            results += (ordinal, identity, slot, ok)
+    _insert_many(connection, "payload", 2, payloads)
+    _insert_many(connection, "result", 4, results)
+
+
+def _insert_many(connection: Connection, into: str, columns: int, values: list[Any]) -> None:
+    """Add rows, whose values are in one list, by few statements.
+
+    Each statement gives the interpreter's lock away, and may then wait for it for milliseconds.
+    """
+    at = 0
+    for rows in _ROWS_AT_ONCE:
+        size = rows * columns
+        while len(values) - at >= size:
+            connection.execute(_insertion(into, columns, rows), values[at : at + size])
+            at += size
+
+
+_ROWS_AT_ONCE = (64, 16, 4, 1)
+"""A few fixed sizes, so that SQLite's compiled statements are used again."""
+
+
+@lru_cache(maxsize=64)
+def _insertion(into: str, columns: int, rows: int) -> str:
+    row = f"({', '.join('?' * columns)})"
+    return f"INSERT INTO {into} VALUES {', '.join([row] * rows)}"  # noqa: S608 - our own names
 
 
 def keep_file(connection: Connection, file: WrittenFile) -> None:
@@ -893,10 +954,15 @@ def _newer(path: Path, version: int) -> str:
 
 def put(connection: Connection, key: str, value: object) -> None:
     """Note a fact of the run, as JSON, in the place of an older one."""
+    put_text(connection, key, json.dumps(value))
+
+
+def put_text(connection: Connection, key: str, text: str) -> None:
+    """The same, of what is JSON already."""
     _execute(
         connection,
         "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-        (key, json.dumps(value)),
+        (key, text),
     )
 
 
