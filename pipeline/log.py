@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import orjson
@@ -87,12 +88,25 @@ class EventLog:
     """Where a run says what it does. Fields are ids, counts and codes; prompts, answers and secrets never."""
 
     def __init__(
-        self, *, path: Path | None = None, listener: Listener | None = None, wall: Callable[[], float]
+        self,
+        *,
+        path: Path | None = None,
+        listener: Listener | None = None,
+        wall: Callable[[], float],
+        soon: Callable[[Callable[[], None]], object] | None = None,
     ) -> None:
-        """`path`: the JSON lines file (None: none). `listener` is handed every event too. Raises StorageError."""
+        """`path`: the JSON lines file (None: none). `listener` is handed every event too. Raises StorageError.
+
+        `soon` is the event loop's `call_soon`: with it, what is said for debugging in one turn of the loop is written
+        at its end, at once. A write a line would give the interpreter's lock away as often.
+        """
         self._sink = _RotatingFile(path) if path is not None else None
         self._listener = listener
         self._wall = wall
+        self._soon = soon
+        self._thread = get_ident()
+        self._turn: list[bytes] = []
+        self._refused: StorageError | None = None
 
     def emit(self, event: Event, level: Level = Level.INFO, **fields: Any) -> None:
         """Say one thing. Raises StorageError the first time that the disk refuses."""
@@ -100,8 +114,28 @@ class EventLog:
         said["at"] = datetime.fromtimestamp(self._wall(), UTC)
         if self._listener is not None:
             self._listener(said)
-        if self._sink is not None:
+        if self._sink is None:
+            return
+        if self._soon is None or get_ident() != self._thread:
             self._sink.write(render(said))
+            return
+        if not self._turn and level == Level.DEBUG:
+            self._soon(self._end_turn)
+        self._turn.append(render(said))
+        if level > Level.DEBUG:
+            self._end_turn()
+        if self._refused is not None:
+            refused, self._refused = self._refused, None
+            raise refused
+
+    def _end_turn(self) -> None:
+        """Write what was said since the last time."""
+        lines, self._turn = b"".join(self._turn), []
+        if self._sink is not None and lines:
+            try:
+                self._sink.write(lines)
+            except StorageError as error:
+                self._refused = error
 
     def relay(self, lines: bytes) -> None:
         """Say what another process of the run had to say: whole lines, as `render` makes them.
@@ -117,9 +151,11 @@ class EventLog:
             self._sink.write(lines)
 
     def close(self) -> None:
-        """Give the file back."""
+        """Write what is left to write, and give the file back."""
+        self._end_turn()
         if self._sink is not None:
             self._sink.close()
+            self._sink = None
 
 
 def render(event: Mapping[str, Any]) -> bytes:

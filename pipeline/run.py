@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import random
@@ -280,7 +281,8 @@ async def _open_logs(
     layout: Layout, options: RunOptions, *, stop: Stop, clock: Clock, listener: Listener | None
 ) -> AsyncIterator[tuple[EventLog, HttpLog | None]]:
     """Note that an invocation begins, have its logs, and obey signals, for all of its stages."""
-    log = EventLog(path=layout.log, listener=listener, wall=clock.wall)
+    soon = asyncio.get_running_loop().call_soon
+    log = EventLog(path=layout.log, listener=listener, wall=clock.wall, soon=soon)
     try:
         begin_invocation(layout, at=utc(clock.wall()), version=version("aoai-pipeline"))
         opened = open_http_log(options.http_log, path=layout.http_log, listener=listener, wall=clock.wall, log=log)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,47 @@ def test_a_large_log_is_moved_aside_and_the_oldest_forgotten(log: EventLog, file
     assert [(tmp_path / f"log.{n}.jsonl").read_text() for n in range(2, KEEP_FILES + 1)] == ["1", "2", "3", "4"]
     assert len(list(tmp_path.iterdir())) == KEEP_FILES + 1
     assert {path.stat().st_mode & 0o777 for path in (file, tmp_path / "log.1.jsonl")} == {0o600}
+
+
+def test_what_is_said_for_debugging_in_one_turn_is_one_write_and_whatever_is_louder_ends_the_turn(file: Path) -> None:
+    ends: list[Callable[[], None]] = []
+    log = EventLog(path=file, wall=lambda: NOW, soon=ends.append)
+    for _ in range(3):
+        log.emit(Event.ATTEMPT, Level.DEBUG)
+    assert (len(ends), lines(file)) == (1, [])
+    ends.pop()()
+    assert [line["event"] for line in lines(file)] == ["attempt"] * 3
+
+    log.emit(Event.ATTEMPT, Level.DEBUG)
+    log.emit(Event.ROW_FAILED, Level.WARNING)
+    assert [line["event"] for line in lines(file)][3:] == ["attempt", "row_failed"]
+    ends.pop()()
+    log.emit(Event.ATTEMPT, Level.DEBUG)
+    log.close()
+    assert [line["event"] for line in lines(file)][5:] == ["attempt"]
+
+
+def test_another_thread_does_not_touch_what_the_turn_has_gathered(file: Path) -> None:
+    ends: list[Callable[[], None]] = []
+    log = EventLog(path=file, wall=lambda: NOW, soon=ends.append)
+    log.emit(Event.ATTEMPT, Level.DEBUG)
+    thread = threading.Thread(target=log.emit, args=(Event.PART_SEALED,))
+    thread.start()
+    thread.join()
+    assert [line["event"] for line in lines(file)] == ["part_sealed"]
+    log.close()
+    assert [line["event"] for line in lines(file)] == ["part_sealed", "attempt"]
+
+
+def test_a_full_disk_is_said_by_the_next_event_after_the_turn_and_once() -> None:
+    ends: list[Callable[[], None]] = []
+    log = EventLog(path=Path("/dev/full"), wall=lambda: NOW, soon=ends.append)
+    log.emit(Event.ATTEMPT, Level.DEBUG)
+    ends.pop()()
+    with pytest.raises(StorageError, match="writing /dev/full: No space left"):
+        log.emit(Event.ATTEMPT, Level.DEBUG)
+    log.emit(Event.RUN_ENDED)
+    log.close()
 
 
 def test_a_full_disk_is_said_once(tmp_path: Path) -> None:
