@@ -105,7 +105,9 @@ class _Asked:
     def met(self, verdict: Verdict, *, sent_at: float, ended_at: float) -> None:
         """Note one more attempt."""
         waited_s = 0.0 if self.ended_at is None else sent_at - self.ended_at
-        self.history = replace(self.history, waited_s=waited_s).after(verdict)
+        if waited_s != self.history.waited_s:
+            self.history = replace(self.history, waited_s=waited_s)
+        self.history = self.history.after(verdict)
         self.ended_at = ended_at
         self.retried = isinstance(verdict, Transient | BadReply)
 
@@ -222,6 +224,10 @@ class OnlineLane:
 
         A refusal that may be everybody's is held back meanwhile: it was not answered, so there is nothing to lose.
         """
+        with self._stop.stretch():
+            await self._work()
+
+    async def _work(self) -> None:
         self._working += 1
         try:
             await self._work_on()
@@ -671,7 +677,7 @@ class OnlineLane:
     async def _send(self, deployment: Deployment, call: Call, trace: RequestTrace | None) -> Exchange:
         self.in_flight += 1
         try:
-            with self._stop.sending():
+            with self._stop.sending_on():
                 if trace is None:
                     return await deployment.send(call)
                 exchange = await deployment.send(call, trace.headers)

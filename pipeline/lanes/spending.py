@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, Self
 
 import anyio
 import orjson
@@ -74,7 +73,10 @@ class Budget:
 
 
 class Share:
-    """What one sending was given. Until `settle`, it is released where nothing left, and else lost at its worst."""
+    """What one sending was given, and a context: whatever ends it, it is counted.
+
+    Until `settle`, it is released where nothing left, and else lost at its worst.
+    """
 
     __slots__ = ("_spending", "bound", "sent", "settled")
 
@@ -88,6 +90,19 @@ class Share:
         """Count what came back."""
         self.settled = True
         self._spending.settle(self.bound, reply, verdict, results)
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Count it, where nobody did."""
+        if self.settled:
+            return
+        if self.sent:
+            self._spending.lose(self.bound)
+        else:
+            self._spending.release(self.bound)
 
 
 class Spending:
@@ -197,18 +212,9 @@ class Spending:
             for budget in self._budgets:
                 budget.allowance.commit(budget.units(used))
 
-    @contextmanager
-    def share(self, bound: Bound) -> Iterator[Share]:
+    def share(self, bound: Bound) -> Share:
         """One sending of what was reserved: whatever ends it, it is counted."""
-        share = Share(self, bound)
-        try:
-            yield share
-        finally:
-            if not share.settled:
-                if share.sent:
-                    self.lose(bound)
-                else:
-                    self.release(bound)
+        return Share(self, bound)
 
     def state(self) -> BudgetState | None:
         """How the budgets stand; None where there are none."""

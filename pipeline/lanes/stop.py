@@ -31,12 +31,14 @@ class Stop:
     """Asked for at most once with effect: the first cause is the one that the run ends with.
 
     `presses` once calls in flight have only their grace left; while a run is drained, they have all their time.
+    `abandoned` once they are cancelled.
     """
 
     def __init__(self) -> None:
         self.cause: BaseException | None = None
         self.requested = anyio.Event()
         self.presses = anyio.Event()
+        self.abandoned = False
         self._waits: set[anyio.CancelScope] = set()
         self._sends: set[anyio.CancelScope] = set()
 
@@ -57,6 +59,7 @@ class Stop:
 
     def abandon(self) -> None:
         """Cancel the calls in flight; their rows stay pending."""
+        self.abandoned = True
         for scope in self._sends:
             scope.cancel()
 
@@ -67,6 +70,14 @@ class Stop:
     def sending(self) -> AbstractContextManager[None, None]:
         """Wrap a call in it; raises Stopped when the call is abandoned."""
         return _Within(self, self._sends)
+
+    def stretch(self) -> AbstractContextManager[anyio.CancelScope, bool | None]:
+        """Wrap a worker's whole work in it, whose calls are made in `sending_on`. It ends in silence when abandoned."""
+        return _Stretch(self._sends)
+
+    def sending_on(self) -> AbstractContextManager[None, None]:
+        """Wrap a call of a `stretch` in it, which needs no scope of its own; raises Stopped when it is abandoned."""
+        return _Call(self)
 
 
 class _Within:
@@ -94,4 +105,47 @@ class _Within:
         self._scopes.discard(scope)
         scope.__exit__(kind, error, traceback)
         if scope.cancelled_caught:
+            raise Stopped
+
+
+class _Stretch:
+    """A scope around everything that a worker does, which is cancelled with the calls in flight."""
+
+    __slots__ = ("_scope", "_scopes")
+
+    def __init__(self, scopes: set[anyio.CancelScope]) -> None:
+        self._scopes = scopes
+        self._scope = anyio.CancelScope()
+
+    def __enter__(self) -> anyio.CancelScope:
+        """Begin."""
+        self._scopes.add(self._scope)
+        return self._scope.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        """End; being abandoned is no error."""
+        self._scopes.discard(self._scope)
+        return self._scope.__exit__(kind, error, traceback)
+
+
+class _Call:
+    """A call within a stretch: a cancel scope for each would cost as much as a tenth of all that is done for a row."""
+
+    __slots__ = ("_stop",)
+
+    def __init__(self, stop: Stop) -> None:
+        self._stop = stop
+
+    def __enter__(self) -> None:
+        """Begin. Raises Stopped where the run stops already."""
+        if self._stop.cause is not None:
+            raise Stopped
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """End. Raises Stopped where it was abandoned."""
+        if self._stop.abandoned and kind is not None and issubclass(kind, anyio.get_cancelled_exc_class()):
             raise Stopped

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,15}(?:\.[0-9]{0,15})?|\.[0-9]{1,15})(?:[eE][+-]?[0-9]{1,3})?")
@@ -105,6 +106,7 @@ def _identity(value: str | None) -> str | None:
     return value if value is not None and _REQUEST_ID.fullmatch(value) else None
 
 
+@lru_cache(maxsize=256)  # a service's limits are the same in every reply
 def _number(value: str | None) -> float | None:
     if value is None:
         return None

@@ -34,7 +34,7 @@ class Hider:
 
     def ids(self, ids: ReplyIds) -> ReplyIds:
         """The ids, without those that hold a secret."""
-        if self._text is None:
+        if self._text is None or not self._text.search(f"{ids.request_id}\n{ids.apim_request_id}\n{ids.region}"):
             return ids
         kept = [
             None if value is None or self._text.search(value) else value

@@ -140,11 +140,11 @@ class Wire:
 
         `stream` has the reply say when its bytes came; it is read to its end all the same.
         """
-        parsed, host = _url(url)
+        parsed, host, text = _url(url)
         began = self._clock.now()
         arrivals = _Arrivals(self._clock, began) if stream else None
         if self._own is not None:
-            sending = self._post(self._own, str(parsed), headers, body, began, arrivals, timeout_s)
+            sending = self._post(self._own, text, headers, body, began, arrivals, timeout_s)
             return await self._attempt(sending, began, timeout_s)
         extensions = {DEADLINE: timeout_s, "timeout": _timeouts(timeout_s)}
         request = httpx.Request(
@@ -164,7 +164,7 @@ class Wire:
         `address` is the IP address to connect to, whatever the host's name leads to by now; the certificate must still
         be the name's. It needs a transport that heeds httpx's extension `sni_hostname`, and no proxy.
         """
-        parsed, host = _url(url)
+        parsed, host, _ = _url(url)
         extensions: dict[str, Any] = {DEADLINE: timeout_s, "timeout": _timeouts(timeout_s)}
         if address is not None:
             extensions["sni_hostname"] = parsed.host
@@ -188,7 +188,7 @@ class Wire:
         A `sink` takes the bytes of a 2xx reply's body as they come; the reply's own body is then empty. What it raises
         ends the attempt and is raised. The reply should not be encoded.
         """
-        parsed, host = _url(url)
+        parsed, host, _ = _url(url)
         extensions: dict[str, Any] = {DEADLINE: timeout_s, "timeout": _timeouts(timeout_s)}
         if sink is not None:
             extensions[SINK] = sink
@@ -756,9 +756,10 @@ def _readable(headers: pyreqwest.http.HeaderMap) -> list[tuple[str, str]]:
 
 
 @functools.lru_cache(maxsize=256)
-def _url(url: str) -> tuple[httpx.URL, str]:
+def _url(url: str) -> tuple[httpx.URL, str, str]:
+    """Return a URL parsed, its host and port, and the whole of it as it is sent."""
     parsed = httpx.URL(url)
-    return parsed, parsed.netloc.decode("ascii")
+    return parsed, parsed.netloc.decode("ascii"), str(parsed)
 
 
 @functools.lru_cache(maxsize=16)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import anyio
+import anyio.lowlevel
 import pytest
 
 from pipeline.lanes.stop import Stop, Stopped
@@ -65,10 +68,48 @@ async def test_a_call_in_flight_goes_on_until_it_is_abandoned() -> None:
 
 
 @pytest.mark.anyio
+async def test_a_stretch_of_work_is_abandoned_in_its_call_and_nothing_shielded_is_cut() -> None:
+    stop = Stop()
+    ended: list[str] = []
+    committed = anyio.Event()
+
+    async def work(name: str, *, calls: bool) -> None:
+        with stop.stretch():
+            try:
+                if calls:
+                    with stop.sending_on():
+                        await anyio.sleep_forever()
+                with anyio.CancelScope(shield=True):
+                    await committed.wait()
+                    ended.append(f"{name} committed")
+            except Stopped:
+                ended.append(f"{name} abandoned")
+                with anyio.CancelScope(shield=True):
+                    await anyio.lowlevel.checkpoint()
+                ended.append(f"{name} kept")
+        ended.append(f"{name} over")
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as crowd:
+            crowd.start_soon(partial(work, "a", calls=True))
+            crowd.start_soon(partial(work, "b", calls=False))
+            await anyio.wait_all_tasks_blocked()
+            stop.request(ValueError())
+            await anyio.wait_all_tasks_blocked()
+            assert ended == []
+            stop.abandon()
+            await anyio.wait_all_tasks_blocked()
+            assert ended == ["a abandoned", "a kept", "a over"]
+            committed.set()
+    assert ended[3:] == ["b committed", "b over"]
+    assert not stop._sends
+
+
+@pytest.mark.anyio
 async def test_nothing_begins_once_a_stop_was_asked_for() -> None:
     stop = Stop()
     stop.request(ValueError())
-    for way in (stop.waiting, stop.sending):
+    for way in (stop.waiting, stop.sending, stop.sending_on):
         with pytest.raises(Stopped), way():
             pytest.fail("it began")
 
@@ -92,3 +133,7 @@ async def test_somebody_elses_cancellation_is_not_a_stop() -> None:
         await anyio.sleep_forever()
     assert scope.cancelled_caught
     assert stop.cause is None
+
+    with anyio.move_on_after(0) as scope, stop.stretch(), stop.sending_on():
+        await anyio.sleep_forever()
+    assert scope.cancelled_caught
