@@ -17,7 +17,7 @@ import click
 from pipeline.cli.common import checked_job, echo_json, job_argument, json_option, read_draft, set_option
 from pipeline.cli.endings import end_quietly
 from pipeline.errors import PipelineError
-from pipeline.memory import keep_memory_small
+from pipeline.memory import collect_seldom, keep_memory_small
 from pipeline.views.text import plain
 
 if TYPE_CHECKING:
@@ -189,6 +189,7 @@ def carry_out(how: How, job: Job, options: RunOptions) -> int:
         async def run() -> Summary:
             return await run_job(job, options=options, listener=printer.hear, watcher=view.update)
 
+        collect_seldom()
         try:
             summary = anyio.run(run, backend_options={"use_uvloop": True})
         except Exception as error:

@@ -33,7 +33,7 @@ from pipeline.lanes.pulse import Pulse
 from pipeline.lanes.spending import Spending
 from pipeline.lanes.stop import Stop
 from pipeline.log import EventLog, render
-from pipeline.memory import keep_memory_small
+from pipeline.memory import collect_seldom, keep_memory_small
 from pipeline.operations.base import Portable
 from pipeline.service.pool import Pool, open_pool
 from pipeline.store.folder import Layout
@@ -204,6 +204,7 @@ def main(arguments: list[str]) -> None:
     keep_memory_small()
     end = socket.socket(fileno=int(arguments[0]))
     end.setblocking(False)
+    collect_seldom()
     anyio.run(partial(_serve, end), backend_options={"use_uvloop": True})
 
 
