@@ -39,8 +39,8 @@ def keep_memory_small() -> None:
 def collect_seldom() -> None:
     """Have the collector of cyclic garbage pass over what is loaded by now, and come a seventh as often.
 
-    A row makes hundreds of objects and no cycles: looking for some took 12 to 22 µs a row, and takes 2. What cycles there
-    are, of exceptions that hold a reply, must not gather for long, so it is not put off further.
+    A row makes hundreds of objects and no cycles: looking for some took 12 to 22 µs a row, and takes 2. Exceptions that
+    hold a reply do make some, which must not gather for long, so it is not put off further.
     """
     gc.freeze()
     gc.set_threshold(5_000, 10, 10)
