@@ -240,6 +240,11 @@ class RequestInfo:
     latency_ms: float | None = None
     finished_at: float | None = None
 
+    @property
+    def is_copy(self) -> bool:
+        """Whether it was another row's, whose answer was given to this one."""
+        return not self.attempts and self.client_request_id is not None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WrittenFile:
@@ -254,8 +259,7 @@ class WrittenFile:
 class Outcome:
     """What one request came to: committed whole, or not at all. `files` were written before.
 
-    `batched`: it went through the Batch API, at its price. `carried`: an earlier run paid for it. `copied`: another row
-    of the run did.
+    `batched`: it went through the Batch API, at its price. `carried`: an earlier run paid for it.
     """
 
     rows: tuple[RowResult, ...]
@@ -264,4 +268,3 @@ class Outcome:
     files: tuple[WrittenFile, ...] = ()
     batched: bool = False
     carried: bool = False
-    copied: bool = False

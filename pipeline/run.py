@@ -703,8 +703,13 @@ class _Run:
         if not self.rules.dedupe:
             yield None, None
             return
-        with open_requests(self.layout) as table, Originals(self.layout) as originals:
-            yield Same(operation=self.operation, table=table), originals
+        variant = change.variant(self.job)
+        is_own = variant == change.variant(self.noted)
+        with (
+            open_requests(self.layout, without_again=self.rules.only_again and not is_own) as table,
+            Originals(self.layout) as originals,
+        ):
+            yield Same(operation=self.operation, table=table, variant=variant, is_own=is_own), originals
 
     async def _end_handover(self, known: Earlier, journal: Journal, carrier: Carrier) -> None:
         """Say what became of the earlier results, of which none is needed any more."""

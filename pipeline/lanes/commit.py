@@ -62,7 +62,7 @@ class Commits:
             except PipelineError:
                 self.unwritten += sum(row.ok for row in outcome.rows)
                 raise
-            if not outcome.carried and not outcome.copied:
+            if not outcome.carried and not outcome.request.is_copy:
                 self._committed(rows)
         self._pulse.beat()
         for row in rows:

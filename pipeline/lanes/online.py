@@ -296,7 +296,7 @@ class OnlineLane:
         usable = {at: one for at, one in found.items() if one[1].variant == self._rules.variant or not work.items}
         copied = [copy_of(usable[original], ordinal) for ordinal, original in work.rows if original in usable]
         for outcome in outcomes(iter(copied)):
-            await self._commits.rows(replace(outcome, copied=True))
+            await self._commits.rows(outcome)
         if copied:
             self._plan.finished(Copies(span=work.span, rows=tuple((row.ordinal, row.ordinal) for row, _ in copied)))
         given = {row.ordinal for row, _ in copied}

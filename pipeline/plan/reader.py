@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pipeline.store.folder import Layout
     from pipeline.store.ids import IdTable
     from pipeline.store.journal import Journal
+    from pipeline.store.salvage import Done
 
 MIN_ROWS_AT_ONCE = 32
 MAX_ROWS_AT_ONCE = 1024
@@ -304,12 +305,16 @@ class Reader:
         if self._operation.limits.items == 1:
             yield from self._flushed(span)
 
-    def _originals_of(self, ready: Sequence[Item | ErrorInfo], carried: Mapping[int, object]) -> dict[int, int]:
-        """Who asked first for what these items ask for; who did, or is carried over, is on its way from now on."""
+    def _originals_of(self, ready: Sequence[Item | ErrorInfo], carried: Mapping[int, Done]) -> dict[int, int]:
+        """Who asked first for what these items ask for; who did, or is carried over, is on its way from now on.
+
+        A row that is carried over with an answer to another wording stands for nobody.
+        """
         if self._same is None:
             return {}
         items = [one for one in ready if isinstance(one, Item)]
-        originals = self._same.originals(items)
+        odd = {at for at, (_, request) in carried.items() if not self._same.may_give(request)}
+        originals = self._same.originals(item for item in items if item.ordinal not in odd)
         self._begun += [one.ordinal for one in items if one.ordinal in carried or one.ordinal not in originals]
         return originals
 

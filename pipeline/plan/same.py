@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipeline.errors import DamageError, RowProblem
-from pipeline.model import Item, Target
+from pipeline.model import Item, RequestInfo, Target
 from pipeline.plan.ranges import rows_known
 from pipeline.plan.work import Copies
 from pipeline.store.asked import digest_of
@@ -47,17 +47,21 @@ def request_digest(operation: Operation, item: Item) -> bytes | None:
 
 
 @contextmanager
-def open_requests(layout: Layout) -> Iterator[IdTable]:
+def open_requests(layout: Layout, *, without_again: bool = False) -> Iterator[IdTable]:
     """Open the table of who asked first, as far as the journal knows of their rows.
 
     What a run that was killed had read beyond may be read otherwise now. A table that is damaged is made anew: rows
     that ask for what was asked before are then asked once more. Raises StorageError.
+    `without_again`: rows that are asked again get another wording, and do not stand for what they asked at first.
     """
     with ExitStack() as opened, JournalReader(layout.journal) as reader:
         known = rows_known(reader)
         try:
             table = opened.enter_context(IdTable(layout.requests))
             table.forget_from(known << _CHECK_BITS)
+            if without_again:
+                for span in reader.open_ranges():
+                    table.forget(reader.again(span.first, span.last), bits=_CHECK_BITS)
         except DamageError:
             opened.close()
             with storage(f"removing {layout.requests.name}"):
@@ -68,17 +72,28 @@ def open_requests(layout: Layout) -> Iterator[IdTable]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Same:
-    """Knows who asked first: `table` holds the digest of each request, on disk."""
+    """Knows who asked first: `table` holds the digest of each request, on disk.
+
+    `variant` names the wording of the rows that are read; `is_own`: it is the job's own. Rows of another wording share
+    answers among themselves, and with no other rows.
+    """
 
     operation: Operation
     table: IdTable
+    variant: str
+    is_own: bool = True
+
+    def may_give(self, request: RequestInfo) -> bool:
+        """Whether what a request came to may be given to rows that ask for the same."""
+        return request.variant == self.variant
 
     def originals(self, items: Iterable[Item]) -> dict[int, int]:
         """Items that ask for what a row before them asks for, by ordinal, with the ordinal of that row. Blocking."""
         asked = {item.ordinal: digest for item in items if (digest := request_digest(self.operation, item)) is not None}
         if not asked:
             return {}
-        late = self.table.claim([(digest.hex(), _signed(digest, ordinal)) for ordinal, digest in asked.items()])
+        wording = "" if self.is_own else self.variant
+        late = self.table.claim([(wording + digest.hex(), _signed(digest, at)) for at, digest in asked.items()])
         found = {mine >> _CHECK_BITS: holder for mine, holder in late.items()}
         return {
             ordinal: holder >> _CHECK_BITS

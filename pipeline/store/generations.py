@@ -81,6 +81,7 @@ def open_generation(
                 rows += 1
                 totals.failed -= 1
                 totals.sealed_failed -= _ask_again(connection, failure, number)
+                totals.copied -= _request(failure).is_copy
         connection.execute("DELETE FROM payload WHERE id NOT IN (SELECT payload FROM result)")
         begun = Generation(number=number, rows=rows, only=tuple(sorted(only)), variant=variant, began=now.isoformat())
         put(connection, GENERATIONS, [asdict(one) for one in (*known, begun)])
@@ -102,14 +103,17 @@ def _ended(failure: Failure) -> Outcome:
     error = ErrorInfo(
         type=ErrorType(failure.type), code=failure.code, message=failure.message, http_status=failure.http_status
     )
-    request = RequestInfo(
+    return Outcome(rows=(RowResult(ordinal=failure.ordinal, error=error),), request=_request(failure))
+
+
+def _request(failure: Failure) -> RequestInfo:
+    return RequestInfo(
         attempts=failure.attempts,
         deployment=failure.deployment,
         client_request_id=failure.client_request_id,
         request_id=failure.request_id,
         apim_request_id=failure.apim_request_id,
     )
-    return Outcome(rows=(RowResult(ordinal=failure.ordinal, error=error),), request=request)
 
 
 def finish_rewrites(layout: Layout) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,15 @@ class IdTable(Opened):
         """Forget the claims of this row and of those behind it: what they hold is read anew."""
         with database_errors(self._name), transaction(self._connection):
             self._connection.execute("DELETE FROM id WHERE ordinal >= ?", (ordinal,))
+
+    def forget(self, ordinals: Iterable[int], *, bits: int) -> None:
+        """Forget the claims of these rows, whose ordinals stand above so many lower bits. Reads the whole table."""
+        with database_errors(self._name), transaction(self._connection):
+            execute = self._connection.execute
+            execute("CREATE TEMP TABLE gone (ordinal INTEGER PRIMARY KEY)")
+            self._connection.executemany("INSERT INTO gone VALUES (?)", ((ordinal,) for ordinal in ordinals))
+            execute("DELETE FROM id WHERE ordinal >> ? IN (SELECT ordinal FROM gone)", (bits,))
+            execute("DROP TABLE gone")
 
     def sync(self) -> None:
         """Have every claim survive a power loss. Needed before a range becomes a part: it is not read again."""

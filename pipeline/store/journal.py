@@ -489,7 +489,7 @@ class Journal:
             self._count(packed)
         for one in rows:
             if isinstance(one, Outcome):
-                self.totals.copied += len(one.rows) if one.copied else 0
+                self.totals.copied += len(one.rows) if one.request.is_copy else 0
                 for file in one.files:
                     keep_file(connection, file)
         if self._in_pieces:

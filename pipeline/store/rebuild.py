@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.errors import DamageError
 from pipeline.job.change import canonical
-from pipeline.model import WrittenFile
+from pipeline.model import CHUNK, RequestInfo, WrittenFile
 from pipeline.store.database import Connection, database_errors, open_database, transaction
 from pipeline.store.files import TEMPORARY_SUFFIX, sha256_of
 from pipeline.store.folder import Layout
@@ -35,7 +35,15 @@ from pipeline.store.journal import (
 )
 from pipeline.store.manifest import MANIFEST_VERSION, NOTED, read_manifest
 from pipeline.store.media import MEDIA, media_name
-from pipeline.store.parts import COMMON_AFTER, part_name, read_ordinals, read_origin, read_sections, whole_groups
+from pipeline.store.parts import (
+    COMMON_AFTER,
+    has_pieces,
+    part_name,
+    read_ordinals,
+    read_origin,
+    read_sections,
+    whole_groups,
+)
 from pipeline.store.salvage import Done, outcomes, rows_of_part
 from pipeline.store.verify import arrow_errors, count_rows, count_statuses
 
@@ -120,6 +128,16 @@ def ask_again(layout: Layout, ordinals: Iterable[int]) -> int:
             connection.execute("DELETE FROM result WHERE ordinal = ?", (ordinal,))
         connection.execute("DELETE FROM payload WHERE id NOT IN (SELECT payload FROM result)")
     return gone
+
+
+def count_copies(layout: Layout) -> None:
+    """Count anew the rows that were given another row's answer, in parts and in none. Raises StorageError."""
+    with JournalReader(layout.journal) as reader:
+        last = max((span.last for span in reader.spans()), default=-1)
+        loose = sum(request.is_copy for _, request in reader.results(0, last))
+        sealed = sum(_copies_of(layout.part(part.name)) for part in reader.parts())
+    with changing(layout) as change:
+        change.totals.copied = loose + sealed
 
 
 def lose_attempts(layout: Layout) -> int:
@@ -301,12 +319,29 @@ def _count_part(layout: Layout, part: Part, totals: Totals, connection: Connecti
         totals.output_tokens += usage["output_tokens"] or 0
         totals.total_tokens += usage["total_tokens"] or 0
         totals.cached_tokens += usage["cached_tokens"] or 0
+    totals.copied += _copies_of(path)
     for named in _rows(path, _path_columns(path)):
         for name in named:
             if name is not None:
                 file = layout.root / name
                 gone = WrittenFile(name=name, bytes=0, sha256="")
                 keep_file(connection, layout.written(file) if file.is_file() else gone)
+
+
+def _copies_of(path: Path) -> int:
+    """How many rows of a part were given another row's answer; of one in pieces, the first counts."""
+    import pyarrow.parquet as pq  # noqa: PLC0415 - loaded when a journal is changed
+
+    found = 0
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        piece = [CHUNK] if has_pieces(file.schema_arrow) else []
+        for batch in file.iter_batches(_BATCH_ROWS, columns=["request.attempts", "request.client_request_id", *piece]):
+            requests = batch.column("request").to_pylist()
+            numbers = batch.column(CHUNK).to_pylist() if piece else [0] * len(requests)
+            found += sum(
+                RequestInfo(**request).is_copy and not number for request, number in zip(requests, numbers, strict=True)
+            )
+    return found
 
 
 def _path_columns(path: Path) -> list[str]:

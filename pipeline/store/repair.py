@@ -30,7 +30,7 @@ from pipeline.store.folder import Layout
 from pipeline.store.generations import finish_rewrites
 from pipeline.store.journal import JournalReader, Part
 from pipeline.store.lock import hold
-from pipeline.store.rebuild import ask_again, lose_attempts, rebuild_journal, reopen
+from pipeline.store.rebuild import ask_again, count_copies, lose_attempts, rebuild_journal, reopen
 from pipeline.store.summary import read_summary
 from pipeline.store.verify import Finding, Kind, verify_folder
 
@@ -215,9 +215,12 @@ class _Repair:
                 )
         with JournalReader(layout.journal) as reader:
             parts = reader.parts()
+            has_copies = reader.totals().copied > 0
         actions = plan(findings, parts)
         for action in actions:
             self._do(action, {part.first: part for part in parts})
+        if has_copies:
+            count_copies(layout)
         ids_gone = any(isinstance(action, RebuildIds) for action in actions)
         if ids_gone:
             self._note(finding for finding in findings if finding.kind is Kind.IDS)

@@ -87,7 +87,8 @@ def _report(job: Job, found: Survey, earlier: _Earlier) -> dict[str, Any]:
     most = sums.figure("most_output").at_most() if known and is_bounded(job) else None
     likely = likely_output(
         rows=sums.rows - failing.value - copied.value,
-        known_rows=max(0, totals.ok - totals.copied),
+        # Rows that were given what another row, or an earlier run, was billed for have no tokens here.
+        known_rows=min(totals.ok, totals.requests),
         known_output=totals.output_tokens,
         most=most,
     )

@@ -23,6 +23,7 @@ from pipeline.views.plan import make_plan
 pytestmark = pytest.mark.anyio
 
 DEPLOYMENT = {"endpoint": "https://x.openai.azure.com", "deployment": "d", "model": "gpt-4o-mini", "api": "azure"}
+TWICE = {"messages": [{"role": "user", "content": "{{ text }}{{ text }}"}]}
 # Equal ones lie in one batch, in one range, and in others.
 TEXTS = ["a", "b", "a", "a", "c", "b", *(f"t{n}" for n in range(14)), "a", "t3", "z", "c", "z"]
 
@@ -121,9 +122,8 @@ async def test_rows_fail_with_the_one_that_was_asked_and_a_retry_asks_once_more(
 async def test_a_retry_in_another_wording_asks_once_and_is_no_answer_to_the_old_one(tmp_path: Path) -> None:
     bench = bench_of(tmp_path, fail_on="never")
     await bench.run(Service(fails_a))
-    wording = {"messages": [{"role": "user", "content": "{{ text }}{{ text }}"}]}
     again = Service()
-    await bench.run(again, retry=Retry(request=wording))
+    await bench.run(again, retry=Retry(request=TWICE))
     assert asked(again) == {"aa": 1}
     bench.texts(*TEXTS, "a", "b")
     more = Service()
@@ -154,6 +154,50 @@ async def test_a_run_that_is_cut_at_any_call_goes_on_and_pays_for_none_twice(
     assert_given(bench)
 
 
+async def test_rows_that_came_after_another_wording_are_asked_once_for_all_of_them(tmp_path: Path) -> None:
+    bench = bench_of(tmp_path, fail_on="never")
+    await bench.run(Service(fails_a))
+    await bench.run(Service(), retry=Retry(request=TWICE))
+    # What asks for the same as the other wording did is of this one, and so is what the rows asked at first.
+    for more in (["a", "aa", "a", "aa", "b"], ["a", "aa"]):
+        bench.texts(*[str(row["text"]) for row in bench.rows], *more)
+        service = Service()
+        await bench.run(service)
+        assert asked(service) == (Counter(["a", "aa"]) if len(more) > 2 else Counter())
+        assert [row["output_text"] for row in bench.table()[-len(more) :]] == [answer_of(text) for text in more]
+
+
+async def test_a_row_that_was_carried_over_in_another_wording_answers_for_no_new_one(tmp_path: Path) -> None:
+    bench = bench_of(tmp_path, fail_on="never")
+    bench.changes["input"] = {"incremental": "id"}
+    await bench.run(Service(fails_a))
+    await bench.run(Service(), retry=Retry(request=TWICE))
+    new = [{"id": f"new{n}", "text": text, "n": 99} for n, text in enumerate(["a", "b", "a"])]
+    bench.rows = [*bench.rows[:3], *new, *bench.rows[3:]]
+    service = Service()
+    await bench.run(service)
+    assert asked(service) == {"a": 1}
+    texts = {row["id"]: row["output_text"] for row in bench.table()}
+    assert [texts[name] for name in ("new0", "new1", "new2")] == [answer_of("a"), answer_of("b"), answer_of("a")]
+    assert texts["r0"] == answer_of("aa")
+
+
+@pytest.mark.parametrize("operation", ["chat", "embeddings"])
+async def test_copies_are_counted_as_they_stand_after_retries_and_repairs(tmp_path: Path, operation: str) -> None:
+    copies = len(TEXTS) - len(set(TEXTS))
+    bench = bench_of(tmp_path, operation=operation, fail_on="never")
+    bench.changes["output"] = {"part_rows": 5}
+    assert (await bench.run(Service(fails_a))).copied == copies
+    assert (await bench.run(Service(), retry=Retry())).copied == copies
+    bench.parts()[-1].unlink()
+    assert (await bench.run(Service(), repair=True)).copied == copies
+    bench.layout.journal.unlink()
+    service = Service()
+    assert (await bench.run(service, repair=True)).copied == copies
+    assert asked(service) == Counter()
+    assert_given(bench)
+
+
 async def test_an_input_that_grew_is_answered_from_parts_that_were_sealed_long_ago(tmp_path: Path) -> None:
     bench = bench_of(tmp_path)
     await bench.run(Service())
@@ -173,7 +217,7 @@ async def test_what_a_killed_run_had_read_and_not_noted_is_no_original(tmp_path:
     assert isinstance(item, Item)
     with IdTable(bench.layout.requests) as table:
         # As if it had read on, when row 6 was still another.
-        Same(operation=operation, table=table).originals([item])
+        Same(operation=operation, table=table, variant="").originals([item])
     service = Service()
     await bench.run(service)
     assert asked(service)["z"] == 1
@@ -298,6 +342,24 @@ async def test_a_plan_counts_what_is_asked_once_only_once(tmp_path: Path) -> Non
     assert with_it["tokens"]["input"]["value"] < without["tokens"]["input"]["value"]
 
 
+def ten_tokens(_: list[str], __: int) -> Said:
+    message = {"index": 0, "message": {"role": "assistant", "content": "a"}, "finish_reason": "stop"}
+    usage = {"prompt_tokens": 1, "completion_tokens": 10}
+    return httpx.Response(200, content=orjson.dumps({"choices": [message], "usage": usage}))
+
+
+async def test_a_plan_takes_answers_to_be_as_long_as_those_that_were_billed(tmp_path: Path) -> None:
+    bench = bench_of(tmp_path)
+    bench.changes["input"] = {"incremental": "id"}
+    for new in ("first", "second"):
+        await bench.run(Service(ten_tokens))
+        bench.rows = [{"id": new, "text": new, "n": 0}, *bench.rows]
+    await bench.run(Service(ten_tokens))  # but for one row, all are carried over, and some of these are copies
+    bench.rows += [{"id": f"more{n}", "text": f"more {n}", "n": 0} for n in range(3)]
+    planned = make_plan(bench.job(), root=bench.out, limit=None, exact=False, simulated=False)
+    assert (planned["requests"]["value"], planned["tokens"]["output_likely"]) == (3, 30)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -305,6 +367,7 @@ async def test_a_plan_counts_what_is_asked_once_only_once(tmp_path: Path) -> Non
         ({"run": {"dedupe": "content", "lane": "auto", "deadline": "20h"}}, "run.dedupe: is for the online lane"),
         ({"operation": "speech", "request": {"input": "{{ text }}", "voice": "alloy"}}, "run.dedupe: is for chat"),
         ({"input": {"media_root": "."}}, "run.dedupe: is not for rows that name files"),
+        ({"run": {"dedupe": "content", "processes": 2, "workers": 4}}, "run.dedupe: is for one process"),
         ({"run": {"dedupe": "id"}}, "run.dedupe"),
     ],
 )
