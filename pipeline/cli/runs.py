@@ -22,7 +22,7 @@ def command(*, target: Path, limit: int | None, as_json: bool) -> None:
     Takes a job file, an output folder, or a folder of output folders. Times are UTC; cost and new rows are each
     invocation's own. Only invocations that held the folder count: one that was refused (2, 75) left it alone.
     """
-    from pipeline.views.runs import outputs_below, run_lines, runs_of  # noqa: PLC0415 - for the command that needs it
+    from pipeline.views.runs import each_once, outputs_below, run_lines, runs_of  # noqa: PLC0415 - for the command that needs it
 
     several = target.is_dir() and target.name != "_pipeline" and not (target / "_pipeline").is_dir()
     roots = outputs_below(target) if several else []
@@ -36,7 +36,7 @@ def command(*, target: Path, limit: int | None, as_json: bool) -> None:
         except FileNotFoundError:
             if not named:
                 raise click.UsageError(f"{root} has no history yet: the run has only begun") from None
-    found.sort(key=lambda one: one.invocation.begun)
+    found = sorted(each_once(found), key=lambda one: one.invocation.begun)
     most = limit if limit is not None else len(found) if as_json else _LIMIT
     shown = found[-most:] if most else []
     if as_json:

@@ -22,6 +22,7 @@ from pipeline.store.database import database_errors, open_database, transaction
 from pipeline.store.files import private_folder, refuse_link, replace_text, storage, sync_folder
 from pipeline.store.folder import Layout
 from pipeline.store.generations import finish_rewrites
+from pipeline.store.history import hand_history_over
 from pipeline.store.journal import JournalReader, create_tables, put
 from pipeline.store.lock import hold
 
@@ -150,6 +151,7 @@ def _make(folder: Path, old: Layout, *, carries: tuple[str, ...]) -> None:
     finally:
         connection.close()
     replace_text(layout.carries, json.dumps(carries), durable=True)
+    hand_history_over(old, layout)
     for one in (layout.journal.parent, layout.private, folder, folder.parent):
         sync_folder(one)
 

@@ -23,12 +23,16 @@ MOST_BYTES = 512 * 1024
 KEPT = 500
 """Invocations that are kept then."""
 KILLED = "killed"
+_LAST = "last_of_folder"
+"""In the end of an invocation: the next one began a folder of its own, whose figures count from nothing."""
 _REASON_CHARS = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Invocation:
     """One call of `pipeline run`. `ok`, `failed` and `cost_usd` are the folder's at its end, `new_…` its own part.
+
+    Rows that were carried over from an earlier input are not new.
 
     `state` is the summary's, or `killed`: it ended without a word, and its figures are those of a second before.
     Times are ISO 8601 in UTC; `ended` is None while it goes on. What is not known is None.
@@ -73,6 +77,20 @@ def end_invocation(layout: Layout, summary: Summary) -> None:
             _append(layout.history, _end(begun[max(begun)], summary))
 
 
+def hand_history_over(old: Layout, new: Layout) -> None:
+    """Have the folder that takes another's place tell of its invocations, too. Call it under the folder's lock."""
+    with suppress(StorageError, OSError):
+        begun, ended = _read(old.history)
+        left = _left(old)
+        if not begun and left is not None:
+            begun = {1: _unwritten(left)}
+        if begun:
+            last = max(begun)
+            ended[last] = {**(ended.get(last) or _end(begun[last], left)), _LAST: True}
+            lines = [line[number] for number in sorted(begun) for line in (begun, ended) if number in line]
+            replace_text(new.history, "".join(f"{json.dumps(line)}\n" for line in lines), durable=False)
+
+
 def invocations(layout: Layout, *, running: bool) -> list[Invocation]:
     """All that are known, in order. `running`: a run holds the folder now.
 
@@ -91,21 +109,29 @@ def invocations(layout: Layout, *, running: bool) -> list[Invocation]:
         if running:
             ended[last] = {**ended[last], "state": "running", "ended": None, "exit_code": None, "reason": None}
     found: list[Invocation] = []
-    before: Invocation | None = None
+    before = _NOTHING if min(begun) == 1 else None
     for number in sorted(begun):
-        before = _invocation(begun[number], ended.get(number, {}), before)
-        found.append(before)
+        end = ended.get(number, {})
+        found.append(_invocation(begun[number], end, before))
+        before = _NOTHING if end.get(_LAST) else end
     return found
 
 
-def _invocation(begun: Mapping[str, Any], ended: Mapping[str, Any], before: Invocation | None) -> Invocation:
-    number = begun["run"]
-    known = before is not None or number == 1
+_NOTHING: Mapping[str, Any] = {"cost_usd": 0.0}
+"""What a folder has come to before its first invocation."""
+
+
+def _sent(ended: Mapping[str, Any]) -> int:
+    """Rows that have an end, but for those whose end an earlier input's had."""
+    return int(ended.get("ok", 0) + ended.get("failed", 0) - ended.get("carried", 0))
+
+
+def _invocation(begun: Mapping[str, Any], ended: Mapping[str, Any], before: Mapping[str, Any] | None) -> Invocation:
+    """`before` is what the folder had come to; None where that is not known any more."""
     ok, failed, cost = ended.get("ok", 0), ended.get("failed", 0), ended.get("cost_usd")
-    done_before = 0 if before is None else before.ok + before.failed
-    cost_before = 0.0 if before is None else before.cost_usd
+    cost_before = None if before is None else before.get("cost_usd")
     return Invocation(
-        number=number,
+        number=begun["run"],
         begun=begun["begun"],
         ended=ended.get("ended"),
         state=ended.get("state", KILLED),
@@ -115,9 +141,9 @@ def _invocation(begun: Mapping[str, Any], ended: Mapping[str, Any], before: Invo
         failed=failed,
         total=ended.get("total"),
         # A retry asks failed rows again, and a repair takes rows back.
-        new_rows=max(0, ok + failed - done_before) if known else None,
+        new_rows=None if before is None else max(0, _sent(ended) - _sent(before)),
         cost_usd=cost,
-        new_cost_usd=max(0.0, cost - cost_before) if known and cost is not None and cost_before is not None else None,
+        new_cost_usd=None if cost is None or cost_before is None else max(0.0, cost - cost_before),
         seconds=ended.get("seconds"),
         version=begun.get("version"),
     )
@@ -145,20 +171,22 @@ def _end(begun: Mapping[str, Any], summary: Summary | None) -> dict[str, Any]:
     if summary is None:
         return {"run": number, "ended": "", "state": KILLED}
     if summary.started_at is not None and summary.started_at < begun["begun"]:
-        rows = {"ok": summary.rows.ok, "failed": summary.rows.failed, "total": summary.rows.total}
-        return {"run": number, "ended": "", "state": KILLED, **rows, "cost_usd": summary.cost_usd}
+        return {"run": number, "ended": "", "state": KILLED, **_rows(summary), "cost_usd": summary.cost_usd}
     return {
         "run": number,
         "ended": summary.updated_at or "",
         "state": KILLED if summary.state == "running" else summary.state,
         "exit_code": summary.exit_code,
         "reason": None if summary.reason is None else summary.reason[:_REASON_CHARS],
-        "ok": summary.rows.ok,
-        "failed": summary.rows.failed,
-        "total": summary.rows.total,
+        **_rows(summary),
         "cost_usd": summary.cost_usd,
         "seconds": summary.seconds,
     }
+
+
+def _rows(summary: Summary) -> dict[str, int | None]:
+    rows = summary.rows
+    return {"ok": rows.ok, "failed": rows.failed, "total": rows.total, "carried": summary.carried}
 
 
 def _read(path: Path) -> tuple[dict[int, Mapping[str, Any]], dict[int, Mapping[str, Any]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from pipeline.views.text import dollars, duration, plain, shortened, table
 
 _HEAD = ("begun", "took", "state", "exit", "new rows", "ok", "failed", "cost", "")
 _REASON_CHARS = 80
+_MOVED_ASIDE = re.compile(r"\.before\.\d+$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +28,16 @@ def runs_of(root: Path) -> list[Found]:
     """The invocations of one output folder, in order. Raises FileNotFoundError where none is known."""
     layout = Layout(root)
     return [Found(folder=str(root), invocation=one) for one in invocations(layout, running=is_running(root))]
+
+
+def each_once(found: Sequence[Found]) -> list[Found]:
+    """Leave out what a folder that was moved aside for a changed input tells, where the one in its place does, too."""
+    told = {(one.folder, one.invocation.begun) for one in found}
+    return [
+        one
+        for one in found
+        if (name := _MOVED_ASIDE.sub("", one.folder)) == one.folder or (name, one.invocation.begun) not in told
+    ]
 
 
 def outputs_below(folder: Path) -> list[Path]:

@@ -62,6 +62,21 @@ def test_a_killed_one_is_listed_as_killed_and_the_next_goes_on(bench: Bench, ser
     assert "killed" in (bench.output / "_pipeline" / "report.html").read_text()
 
 
+def test_nights_over_a_changed_input_are_listed_each_with_what_it_sent(bench: Bench) -> None:
+    texts = ["a?", "b?", "c?"]
+    for new in ("d?", "e?", "f?", ""):
+        bench.rows(texts if new else texts[:-1])
+        assert bench.call("run", "job.yaml", "--set", "input.incremental=content").exit_code == 0
+        texts = [new, *texts]
+
+    runs = _runs(bench)
+    told = [(one["number"], one["state"], one["ok"], one["new_rows"]) for one in runs]
+    assert told == [(1, "complete", 3, 3), (2, "complete", 4, 1), (3, "complete", 5, 1), (4, "complete", 5, 1)]
+    assert all(one["new_cost_usd"] == one["cost_usd"] for one in runs)
+    assert len(_runs(bench, ".")) == 4, "those moved aside tell what the folder in their place tells"
+    assert bench.call("verify", "job.yaml").exit_code == 0
+
+
 def test_a_folder_of_outputs_is_listed_by_time_with_those_moved_aside(bench: Bench) -> None:
     assert bench.call("run", "job.yaml").exit_code == 0
     assert bench.call("run", "job.yaml", "--fresh").exit_code == 0
