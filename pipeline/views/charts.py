@@ -160,7 +160,7 @@ def outcomes_chart(steps: Steps, moments: Sequence[Moment]) -> Chart:
     most = "" if busiest is None else f" Most: {moments[busiest].requests:,} at {clock(steps.starts[busiest])}."
     return Chart(
         title=f"Attempts in each {_spell(steps.step_s)}",
-        text=f"Attempts by when they were sent, {count(len(moments), 'step')} of {_spell(steps.step_s)}.{most}",
+        text=f"Attempts by when they were sent, {count(len(moments), 'step')} of {_length(steps.step_s)}.{most}",
         y_labels=_scale(top),
         x_labels=_times(steps),
         legend=(("answered", "answered"), ("throttled", "throttled (429)"), ("failed", "failed otherwise")),
@@ -316,6 +316,12 @@ def _spell(whole_s: int) -> str:
         if whole_s % unit == 0:
             return "minute" if whole_s == MINUTE_S else f"{whole_s // unit} {word}"
     return "second" if whole_s == 1 else f"{whole_s} s"
+
+
+def _length(whole_s: int) -> str:
+    """Say `5 s`, `a minute`, `10 min`: what a step has."""
+    said = _spell(whole_s)
+    return said if said[0].isdigit() else f"a {said}"
 
 
 def _bar(x: float, below: float, width: float, height: float, *, kind: str, text: str) -> Bar:

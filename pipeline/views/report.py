@@ -54,6 +54,7 @@ MOST_CHECKPOINTS = 20
 MOST_INVOCATIONS = 20
 _ID_CHARS = 60
 _NONE = "\N{EN DASH}"
+_SMALL = 0.005
 _PACKAGES = ("anyio", "httpx", "pyarrow", "pyreqwest", "uvloop")
 _CURVES = {"train_loss": "training loss", "valid_loss": "validation loss", "full_valid_loss": "full validation loss"}
 _STATES = {
@@ -443,6 +444,13 @@ def _thinned(curve: Sequence[tuple[float, float]]) -> Sequence[tuple[float, floa
     return [*curve[:-1:every], curve[-1]]
 
 
+def _off(share: float) -> str:
+    """How far a figure is from what was predicted; a difference is never called none."""
+    if not share:
+        return "0%"
+    return f"{share:+.0%}" if abs(share) >= _SMALL else "<1%"
+
+
 def forecasts(summary: Mapping[str, Any]) -> list[Forecast]:
     """What a summary says was predicted (`predicted`) beside what it came to; nothing where nothing was. Pure."""
     predicted = summary.get("predicted")
@@ -461,7 +469,7 @@ def forecasts(summary: Mapping[str, Any]) -> list[Forecast]:
             name=name,
             predicted=say(before),
             actual="unknown" if after is None else say(after),
-            off=_NONE if not before or after is None else f"{after / before - 1:+.0%}",
+            off=_NONE if not before or after is None else _off(after / before - 1),
         )
         for name, before, after, say in pairs
         if before is not None

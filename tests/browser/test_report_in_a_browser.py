@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -128,6 +129,19 @@ def test_it_fits_any_window_and_follows_the_theme(page: tuple[Tab, dict[str, Any
         "parseFloat(getComputedStyle(one).fontSize) < 10).length"
     )
     assert small == 0
+    wide = (
+        "[...document.querySelectorAll('caption')].filter(one => one.getBoundingClientRect().right > innerWidth).length"
+    )
+    assert tab.ask(wide) == 0, "what a table says of itself is read without scrolling"
+
+
+def test_a_rows_number_and_its_time_are_apart(busy_scene: Scene, tab: Tab) -> None:
+    tab.open(_path(busy_scene))
+    said = tab.ask("[...document.querySelectorAll('.ids li')].map(one => one.innerText.split('\\n')[0])")
+    timed = [line for line in said if "UTC" in line]
+
+    assert timed
+    assert all(re.fullmatch(r"row \d+, \d{1,2} \w{3} \d{4}, \d\d:\d\d:\d\d UTC", line) for line in timed), timed
 
 
 def test_everything_can_be_reached_by_the_keyboard(busy_scene: Scene, tab: Tab) -> None:

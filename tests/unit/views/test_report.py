@@ -394,6 +394,8 @@ def test_what_was_predicted_stands_beside_what_it_came_to() -> None:
         ("time", "1 min 0 s", "30 s", "-50%"),
     ]
     assert [one.name for one in forecasts({**actual, "predicted": {"requests": 7}})] == ["requests"]
+    near = [forecasts({**actual, "predicted": {"requests": requests}})[0].off for requests in (110, 110.2, 109.8, 109)]
+    assert near == ["0%", "<1%", "<1%", "+1%"]
     assert forecasts(actual) == forecasts({**actual, "predicted": None}) == []
 
 
