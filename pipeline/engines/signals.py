@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
 from pipeline.errors import StorageError
 from pipeline.lanes.stop import Interrupted, Stop
@@ -15,6 +17,7 @@ from pipeline.log import Event, EventLog, Level
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """SIGHUP is a terminal that was closed, or a connection to it that was lost."""
+_STDERR = 2
 
 
 @contextmanager
@@ -33,7 +36,7 @@ def obeyed_signals(stop: Stop, log: EventLog) -> Iterator[None]:
     def hear(number: int, _: FrameType | None) -> None:
         nonlocal heard
         if heard:
-            os._exit(128 + number)
+            _leave(number)
         heard = True
         loop.call_soon_threadsafe(_obey, stop, log, signal.Signals(number))
 
@@ -47,6 +50,14 @@ def obeyed_signals(stop: Stop, log: EventLog) -> Iterator[None]:
         if not heard:
             for number in obeyed:
                 signal.signal(number, before[number])
+
+
+def _leave(number: int) -> NoReturn:
+    """Leave at once; a terminal is told so, where that cannot block."""
+    with suppress(OSError, ValueError):
+        if os.isatty(_STDERR) and select.select((), (_STDERR,), (), 0)[1]:
+            os.write(_STDERR, b"\nleft at once: what was committed is safe, and the same command continues\n")
+    os._exit(128 + number)
 
 
 def _obey(stop: Stop, log: EventLog, number: signal.Signals) -> None:

@@ -3,14 +3,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pty
 import signal
 import subprocess
+import sys
 import time
+import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from forked import Child
 
+import pipeline.__main__
 from pipeline import load_job
 from pipeline.rehearsal import simulated
 from pipeline.simulator.serve import SimulatorProcess
@@ -250,3 +255,49 @@ def test_a_signal_before_the_run_begins_has_the_same_exit_code(stuck: Bench) -> 
             _, stderr = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == code
         assert "Traceback" not in stderr
+
+
+IMPORTED = """
+import os, signal
+os.kill(os.getpid(), signal.SIGINT)
+raise SystemExit(7)
+"""
+
+
+@pytest.mark.parametrize(("trap", "ended"), [("", (130, "interrupted\n")), ("trap '' INT; ", (7, ""))])
+def test_ctrl_c_while_the_command_is_imported_is_quiet_and_may_be_ignored(
+    tmp_path: Path, trap: str, ended: tuple[int, str]
+) -> None:
+    (tmp_path / "click.py").write_text(IMPORTED)
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'{trap}exec "$0" -m pipeline --version', sys.executable],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
+    )
+    assert (done.returncode, done.stderr, done.stdout) == (*ended, "")
+
+
+def test_the_console_script_and_the_module_are_the_same() -> None:
+    scripts = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"pipeline": f"{pipeline.__main__.__name__}:{pipeline.__main__.main.__name__}"}
+
+
+def test_a_second_interrupt_at_a_terminal_says_how_to_go_on(stuck: Bench) -> None:
+    screen, terminal = pty.openpty()
+    process = stuck.popen("run", "job.yaml", "--set", "run.grace=10m", stdout=subprocess.DEVNULL, stderr=terminal)
+    os.close(terminal)
+    _wait_until_it_sends(stuck, process)
+    sent = b""
+    with contextlib.suppress(OSError):  # a terminal ends with EIO
+        process.send_signal(signal.SIGINT)
+        while piece := os.read(screen, 65_536):
+            sent += piece
+            if b"stopping" in sent and b"left at once" not in sent:
+                process.send_signal(signal.SIGINT)
+    os.close(screen)
+
+    assert process.wait(timeout=PATIENCE_S) == 130
+    assert sent.endswith(b"\nleft at once: what was committed is safe, and the same command continues\r\n")
