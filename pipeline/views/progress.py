@@ -75,6 +75,8 @@ class _StatusLine:
 
     def __init__(self, live: Any) -> None:
         self._live = live
+        self._drawn: list[str] = []
+        self._width = 0
 
     @classmethod
     @contextmanager
@@ -88,8 +90,11 @@ class _StatusLine:
         before = screen.write
         live = Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False)
 
+        shown = cls(live)
+
         def write(line: str) -> None:
             with suppress(OSError, ValueError):
+                shown._unwrap()
                 console.print(Text.from_ansi(line), soft_wrap=True)
 
         with suppress(OSError, ValueError):
@@ -97,10 +102,11 @@ class _StatusLine:
             console.show_cursor(show=True)  # a second Ctrl-C leaves no time to bring it back
         screen.write = write
         try:
-            yield cls(live)
+            yield shown
         finally:
             screen.write = before
             with suppress(OSError, ValueError):
+                shown._unwrap()
                 live.stop()
 
     def update(self, summary: Summary) -> None:
@@ -108,9 +114,27 @@ class _StatusLine:
         from rich.text import Text  # noqa: PLC0415 - loaded already
 
         with suppress(OSError, ValueError):
+            self._unwrap()
             width = self._live.console.width
             lines = [status_line(summary, width=width), *deployment_lines(summary, width=width)]
             self._live.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"), refresh=True)
+            self._drawn, self._width = lines, width
+
+    def _unwrap(self) -> None:
+        """Erase the rows that our lines have more of since the terminal became narrower and wrapped them.
+
+        What draws next erases as many rows as it drew. A terminal that cuts lines off instead loses rows above them.
+        """
+        from rich.cells import cell_len  # noqa: PLC0415 - loaded already
+        from rich.control import Control  # noqa: PLC0415
+        from rich.segment import ControlType  # noqa: PLC0415
+
+        width = self._live.console.width
+        if not 0 < width < self._width:
+            return
+        more = sum((max(1, min(cell_len(line), self._width)) - 1) // width for line in self._drawn)
+        self._live.console.control(*[Control((ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1))] * more)
+        self._width = width
 
 
 def status_line(summary: Summary, *, width: int | None = None) -> str:
