@@ -61,6 +61,19 @@ class _Commands(click.Group):
         command: click.Command = importlib.import_module(f"pipeline.cli.{cmd_name}").command
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; of one that is not there, the nearest is named."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from difflib import get_close_matches  # noqa: PLC0415 - for who mistyped
+
+            near = get_close_matches(args[0], _HELP, 1)
+            advice = f" Did you mean {near[0]}?" if near else ""
+            raise click.UsageError(f"{error.message}{advice}", error.ctx) from error
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """List the commands without importing them."""
         with formatter.section("Commands"):

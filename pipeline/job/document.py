@@ -24,6 +24,19 @@ _UNMARKED = (0, 0)  # the place of a value that came from the command line
 _TEMPLATE = re.compile(r"\s*\{[{%#]")
 _INDEX = re.compile(r"[0-9]{1,9}")
 
+_YAML_ADVICE = (
+    (r"character '\t'", "indent with spaces"),
+    ("mapping values", "a text with a colon stands in quotes, and the keys of a section begin in the same column"),
+    (
+        "but found '<scalar>'",
+        "a text that begins with a quote or a brace stands in quotes as a whole, of the other kind",
+    ),
+    ("but found '<block mapping start>'", "the keys of a section begin in the same column"),
+    ("cannot start any token", "a text that begins with this character stands in quotes"),
+    ("unexpected end of stream", "a quote is not closed"),
+)
+"""What to do about YAML that cannot be read, by words of the parser."""
+
 OVERRIDE = "--set"
 """What problems of a value that came from the command line name in the place of the job file."""
 
@@ -260,7 +273,9 @@ def read(path: Path, report: Report) -> None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = (mark.line + 1, mark.column + 1) if mark else None
-        report.add((), f"is no YAML: {error.problem or error.context}", at=where)
+        problem = str(error.problem or error.context)
+        advice = next((f" ({said})" for words, said in _YAML_ADVICE if words in problem), "")
+        report.add((), f"is no YAML: {problem}{advice}", at=where)
     except yaml.YAMLError:
         report.add((), "holds control characters that YAML does not allow")
     except (RecursionError, ValueError):

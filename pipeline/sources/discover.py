@@ -108,6 +108,17 @@ def _unique(paths: Iterator[Path]) -> list[Path]:
     return list(seen.values())
 
 
+def _unknown(path: Path, formats: Sequence[Format]) -> str:
+    """Say what to do about a file that is of no format; tables of text can be turned into one by a line."""
+    if path.suffix.lower() in {".csv", ".tsv"}:
+        return (
+            "tables of text are not read, since their values have no types: make a Parquet file of it, for example "
+            f"with duckdb -c \"COPY (FROM '{path.name}') TO '{path.with_suffix('.parquet').name}'\""
+        )
+    names = ", ".join(sorted(form.name for form in formats))
+    return f"neither its name nor its first bytes say a format; set input.format ({names})"
+
+
 def _examined(path: Path, wanted: Format | None, formats: Sequence[Format]) -> tuple[Format, InputFile]:
     """Look a file over, and tell its format: what its first bytes say, else its name."""
     try:
@@ -121,7 +132,7 @@ def _examined(path: Path, wanted: Format | None, formats: Sequence[Format]) -> t
     begun = next((form for form in formats if form.magic and head.startswith(form.magic)), None)
     form = wanted or begun or next((form for form in formats if form.names(path)), None)
     if form is None:
-        raise SourceError(f"{path}: neither its name nor its first bytes say a format; set input.format")
+        raise SourceError(f"{path}: {_unknown(path, formats)}")
     if form.magic and begun is not form:
         raise SourceError(f"{path}: is no {form.title}")
     if form.suffixes and begun not in {None, form}:

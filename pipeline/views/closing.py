@@ -123,6 +123,8 @@ def _results(summary: Summary) -> list[tuple[str, str]]:
     rows = summary.rows
     if summary.training is not None:
         return _events(summary)
+    if rows.total == 0:
+        return [("results", "none: the input has no rows")]
     if rows.ok + rows.failed == rows.not_in_parts:
         return [("results", f"none readable yet, in {plain(summary.output)}")]
     pattern = f"{plain(summary.output)}/*.parquet".replace("'", "''")

@@ -91,6 +91,17 @@ def test_wrong_usage_has_the_exit_code_of_usage(bench: Bench, arguments: list[st
     assert "--help" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("rum", "run"), ("statsu", "status"), ("exprt", "export"), ("bogus", None)]
+)
+def test_a_mistyped_command_is_answered_with_the_nearest(typed: str, meant: str | None) -> None:
+    result = CliRunner().invoke(main, [typed])
+
+    assert result.exit_code == 2
+    assert (f"Did you mean {meant}?" in result.stderr) == (meant is not None)
+    assert f"No such command '{typed}'." in result.stderr
+
+
 def test_the_version_is_the_distributions() -> None:
     assert CliRunner().invoke(main, ["--version"]).stdout.startswith("pipeline 0.")
 

@@ -97,6 +97,25 @@ def test_what_a_job_file_has_no_use_for_is_a_problem(tmp_path: Path, text: str, 
     assert any(message in problem.message for problem in parsed(tmp_path, text).problems)
 
 
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("request:\n  input: say: {{ text }}\n", "a text with a colon stands in quotes"),
+        ("input:\n  path: x\n   id: y\n", "the keys of a section begin in the same column"),
+        ("input:\n    path: x\n  id: y\n", "the keys of a section begin in the same column"),
+        ('request:\n  input: "{{ name | default("it") }}"\n', "stands in quotes as a whole, of the other kind"),
+        ("request:\n  input: {{ text }} and more\n", "stands in quotes as a whole"),
+        ("input:\n\tpath: x\n", "indent with spaces"),
+        ("request:\n  input: `x`\n", "a text that begins with this character stands in quotes"),
+        ('request:\n  input: "x\n', "a quote is not closed"),
+    ],
+)
+def test_yaml_that_cannot_be_read_is_told_what_it_lacks(tmp_path: Path, text: str, advice: str) -> None:
+    (problem,) = parsed(tmp_path, text).problems
+    assert problem.message.startswith("is no YAML: ")
+    assert advice in problem.message
+
+
 def test_places_are_those_of_the_file(tmp_path: Path) -> None:
     tree = parsed(tmp_path, "a: 1\nb:\n  - c: x\n    d: |\n      y\n").tree
     assert tree.marks["a",] == (1, 4)

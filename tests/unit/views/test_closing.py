@@ -108,6 +108,12 @@ def test_a_run_without_parts_points_nobody_at_them() -> None:
     assert "duckdb" not in text
 
 
+def test_an_input_without_rows_is_said_to_have_none() -> None:
+    text = "\n".join(closing(_summary("complete", code=0, rows=RowCounts(total=0, pending=0)), reader="job.yaml"))
+
+    assert "results   none: the input has no rows" in text
+
+
 def test_what_a_reason_holds_moves_no_cursor() -> None:
     text = "\n".join(closing(_summary("refused", code=3, rows=ALL_OK, reason="a\x1b[2J\nb"), reader="job.yaml"))
 
