@@ -66,6 +66,7 @@ def command(
     """
     from pipeline.views.schedule import Scheduled, ScheduleError, read_times  # noqa: PLC0415 - for who schedules
 
+    _check_arguments(job_file, arguments)
     job_file = job_file.absolute()
     job = checked_job(read_draft(job_file, overrides={}, simulate=True))
     output = job.output.path.absolute()
@@ -94,6 +95,16 @@ def command(
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
         click.echo(str(folder / name))
+
+
+def _check_arguments(job_file: Path, arguments: tuple[str, ...]) -> None:
+    """Have `pipeline run` read its options now, and not when nobody looks. Raises click.UsageError."""
+    from pipeline.cli.run import command as run  # noqa: PLC0415 - for who schedules
+
+    try:
+        run.make_context("pipeline run", [str(job_file), *arguments])
+    except click.UsageError as error:
+        raise click.UsageError(f"pipeline run would not take that: {error.format_message()}") from error
 
 
 def _files(target: str, scheduled: Scheduled, job: Job, *, image: str | None, claim: str | None) -> dict[str, str]:

@@ -300,7 +300,10 @@ def github(scheduled: Scheduled, *, job: PurePosixPath, output: PurePosixPath) -
     return (
         "# For .github/workflows; times are UTC. A run that was stopped early (4) is gone on with by the next one;\n"
         "# what needs a person fails the workflow. The output folder, answers included, lies in the repository's\n"
-        "# cache, which forgets what nobody used for a week: a run that begins anew then pays anew.\n" + _yaml(workflow)
+        "# cache, which forgets what nobody used for a week: a run that begins anew then pays anew.\n"
+        "# `pip install` asks the index of your runners; from a checkout it is `pip install FOLDER`. A key that the\n"
+        "# job does not name has to be handed over by the name that it is read from, beside the others under `env`.\n"
+        + _yaml(workflow)
     )
 
 

@@ -72,3 +72,20 @@ def test_a_job_that_cannot_run_is_not_scheduled(bench: Bench) -> None:
 
     assert bench.call("schedule", "job.yaml", "--at", "02:15").exit_code == 2
     assert bench.call("schedule", str(Path("gone.yaml")), "--at", "02:15").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--bogus",), "No such option"),
+        (("--deadline",), "requires an argument"),
+        (("--set", "nonsense"), "path=value"),
+        (("another.yaml",), "unexpected extra argument"),
+    ],
+)
+def test_what_run_would_refuse_at_night_is_refused_now(bench: Bench, arguments: tuple[str, ...], said: str) -> None:
+    result = bench.call("schedule", "job.yaml", "--at", "02:15", "--", *arguments)
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "pipeline run would not take that: " in result.stderr
+    assert said in result.stderr
