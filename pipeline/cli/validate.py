@@ -68,10 +68,11 @@ def checked(path: Path, *, overrides: dict[str, str], simulate: bool, show: int)
         return _refusal(path, (placed_source_error(draft, error),))
     if found.problems:
         return _refusal(path, found.problems)
-    unfit = output_problem(draft.job, simulated_folder(root) if simulate else root)
+    output = simulated_folder(root) if simulate else root
+    unfit = output_problem(draft.job, output)
     if unfit is not None:
         return _refusal(path, (placed(draft, "output.path", unfit),))
-    return {"file": str(path), "problems": [], **found.as_json()}
+    return {"file": str(path), "problems": [], **found.as_json(), "output": str(output)}
 
 
 def _refusal(path: Path, problems: tuple[Problem, ...]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from pipeline.errors import DamageError, DiskFullError, StorageError
+from pipeline.errors import DamageError, DiskFullError, JobFileError, Problem, StorageError
 from pipeline.job.change import canonical
 from pipeline.model import WrittenFile
 from pipeline.store.checksums import forget_checksums, write_checksums
@@ -219,16 +219,18 @@ def clear_leftovers(layout: Layout) -> None:
 def _claim(layout: Layout) -> None:
     root = layout.root
     if root.exists() and not root.is_dir():
-        raise StorageError(f"{root} is a file; output.path must name a folder that the run may own")
+        raise _unfit(f"{root} is a file: name a folder that the run may own")
     if not may_own(root):
-        raise StorageError(
-            f"{root} holds files that are not a run's; name an empty or new folder in output.path: the run owns it"
-        )
+        raise _unfit(f"{root} holds files that are not a run's: name an empty or new folder, which the run then owns")
     root.mkdir(parents=True, exist_ok=True)
     mode = root.stat().st_mode
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         raise StorageError(f"{root} may be written by everybody; take that right away (chmod o-w), then run again")
     private_folder(layout.private)
+
+
+def _unfit(message: str) -> JobFileError:
+    return JobFileError((Problem(file="", line=None, column=None, path="output.path", message=message),))
 
 
 def may_own(root: Path) -> bool:

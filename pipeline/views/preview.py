@@ -154,7 +154,7 @@ def shown_rows(report: Mapping[str, Any]) -> list[str]:
                 f"row {row['ordinal']} cannot be asked: {error['type']} {error['code']}: {plain(error['message'])}"
             )
             continue
-        lines.append(f"row {row['ordinal']}, about {count(row['tokens'], 'token')}: POST {row['url']}")
+        lines.append(f"row {row['ordinal']}, about {count(row['tokens'], 'token')} of the quota: POST {row['url']}")
         body = json_text(_cut(row["body"])).splitlines() if "body" in row else [f"({row['content_type']})"]
         lines += [f"  {line}" for line in body[:MOST_LINES]]
         if len(body) > MOST_LINES:

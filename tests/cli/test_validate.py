@@ -166,3 +166,22 @@ def test_set_needs_a_path_and_a_value(bench: Bench, text: str) -> None:
 
     assert result.exit_code == 2
     assert "path=value" in result.stderr
+
+
+def test_a_rehearsal_is_checked_with_the_folder_that_it_writes_to(bench: Bench) -> None:
+    simulated, real = (bench.call("validate", "job.yaml", *more) for more in (("--simulate",), ()))
+
+    assert f"output      {bench.output}.simulated\n" in simulated.stdout
+    assert f"output      {bench.output}\n" in real.stdout
+
+
+@pytest.mark.parametrize("command", ["validate", "run"])
+def test_an_output_that_is_not_the_runs_to_have_is_a_fault_of_the_job_file(bench: Bench, command: str) -> None:
+    bench.output.mkdir()
+    (bench.output / "thesis.txt").write_text("mine")
+    result = bench.call(command, "job.yaml")
+
+    assert result.exit_code == 2
+    assert "output.path: " in result.stderr
+    assert "holds files that are not a run's: name an empty or new folder" in result.stderr
+    assert [path.name for path in bench.output.iterdir()] == ["thesis.txt"]

@@ -12,7 +12,7 @@ from threading import Barrier
 import anyio
 import pytest
 
-from pipeline.errors import FolderHeldError, StorageError
+from pipeline.errors import FolderHeldError, JobFileError, StorageError
 from pipeline.model import Outcome, OutputFile, RequestInfo, RowResult
 from pipeline.store.folder import Layout, hold_folder, is_running, may_own, remove_strays
 from pipeline.store.journal import BatchLine, BatchRecord, BatchStep, Journal, JournalReader, Part, Span
@@ -87,7 +87,7 @@ def test_a_folder_with_somebody_elses_files_is_refused_untouched(root: Path) -> 
     root.mkdir(parents=True)
     (root / "thesis.txt").write_text("mine")
     for fresh in (False, True):
-        with pytest.raises(StorageError, match="not a run's"):
+        with pytest.raises(JobFileError, match=r"^output\.path: .* not a run's"):
             take(root, fresh=fresh)
     assert names(root) == {"thesis.txt"}
 
@@ -96,7 +96,7 @@ def test_an_empty_folder_may_be_taken_and_a_file_may_not(root: Path) -> None:
     root.mkdir(parents=True)
     take(root)
     (root.parent / "file").touch()
-    with pytest.raises(StorageError, match="is a file"):
+    with pytest.raises(JobFileError, match=r"^output\.path: .* is a file"):
         take(root.parent / "file")
 
 
