@@ -785,7 +785,8 @@ class RunSpec(Section):
         type_text="`content`",
         default_text="none: every row is asked",
         doc="`content`: rows that ask for the same are asked once, and all are given what comes. Answers that chance "
-        "would make differ are then one answer. For chat, completions, embeddings and responses, in the online lane.",
+        "would make differ are then one answer. For chat, completions, embeddings and responses, in the online lane "
+        "and one process.",
     )
     on_truncated: Literal["keep", "fail", "retry"] = declare(
         "keep",
