@@ -2,12 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import ormsgpack
 
 from pipeline.model import Attempt, ErrorInfo, ErrorType, Outcome, RequestInfo, RowResult, Usage
+
+
+class Kept(NamedTuple):
+    """A finished row in the shape that payloads have, from which columns are made without more objects.
+
+    `error`, `usage` and `request` are the values of the columns of these names, in order, but for `finished_at`, which
+    is epoch seconds.
+    """
+
+    ordinal: int
+    values: Mapping[str, Any] | None
+    error: Sequence[Any] | None
+    usage: Sequence[Any] | None
+    response: bytes | None
+    request: Sequence[Any]
+
+    @property
+    def ok(self) -> bool:
+        """True when the row has an answer."""
+        return self.error is None
+
+
+def kept(row: RowResult, request: RequestInfo) -> Kept:
+    """A row as its payload has it."""
+    return Kept._make((*_row(row), _request_values(request)))
+
+
+def restored(row: Kept) -> tuple[RowResult, RequestInfo]:
+    """The row that `kept` was given."""
+    own = _unrow(row.ordinal, row.values, row.error, row.usage, row.response)
+    return own, _unrequest(row.request)
 
 
 def encode_outcome(outcome: Outcome) -> bytes:
@@ -18,10 +50,13 @@ def encode_outcome(outcome: Outcome) -> bytes:
 def decode_outcome(payload: bytes) -> Outcome:
     """Unpack what `encode_outcome` packed, without the attempts."""
     request, rows = ormsgpack.unpackb(payload)
-    return Outcome(
-        rows=tuple(_unrow(row) for row in rows),
-        request=RequestInfo(**dict(zip(_REQUEST_FIELDS, request, strict=True))),
-    )
+    return Outcome(rows=tuple(_unrow(*row) for row in rows), request=_unrequest(request))
+
+
+def decode_rows(payload: bytes) -> list[Kept]:
+    """The rows of a payload, each with the request."""
+    request, rows = ormsgpack.unpackb(payload)
+    return [Kept._make((*row, request)) for row in rows]
 
 
 def _row(row: RowResult) -> tuple[Any, ...]:
@@ -46,8 +81,13 @@ def _row(row: RowResult) -> tuple[Any, ...]:
     )
 
 
-def _unrow(row: list[Any]) -> RowResult:
-    ordinal, values, error, usage, response = row
+def _unrow(
+    ordinal: int,
+    values: Mapping[str, Any] | None,
+    error: Sequence[Any] | None,
+    usage: Sequence[Any] | None,
+    response: bytes | None,
+) -> RowResult:
     return RowResult(
         ordinal=ordinal,
         values=values,
@@ -82,6 +122,11 @@ _REQUEST_FIELDS = (
     "finished_at",
 )
 _request_values = attrgetter(*_REQUEST_FIELDS)
+
+
+def _unrequest(values: Sequence[Any]) -> RequestInfo:
+    return RequestInfo(**dict(zip(_REQUEST_FIELDS, values, strict=True)))
+
 
 _ATTEMPT_FIELDS = (
     "ordinals",

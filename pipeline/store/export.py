@@ -114,7 +114,7 @@ class Finished:
             ) from error
 
     def _renewed(self, reader: JournalReader, part: Part, path: Path) -> Iterator[pa.RecordBatch]:
-        rows = renewed(path, reader.results(part.first, part.last))
+        rows = renewed(path, reader.kept(part.first, part.last))
         if self.schema.names[1] == "status":
             while taken := list(islice(rows, _CHUNK_ROWS)):
                 yield from batches_of(self.schema, None, taken)
@@ -126,14 +126,14 @@ class Finished:
         """Rows that are done and in no part, with their cells as far as they can be found."""
         names = self.schema.names
         carried = [self.schema.field(name) for name in names[1 : names.index("status")]]
-        rows = reader.results(span.first, span.last)
+        rows = reader.kept(span.first, span.last)
         cells = None
         if carried and reader.count_done(span.first, span.last):
             found = self.cells(span)
             spool = spool_path(self.layout.spool, span.first)
             cells = _Cells(_readable(spool) if found is None else found, span.first, carried)
         while taken := list(islice(rows, _CHUNK_ROWS)):
-            ordinals = [row.ordinal for row, _ in taken]
+            ordinals = [row.ordinal for row in taken]
             yield from batches_of(self.schema, None if cells is None else cells.of(ordinals), taken)
         if cells is not None:
             self.exported.without_cells += cells.missing

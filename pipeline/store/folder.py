@@ -309,7 +309,7 @@ class Sealer:
                 last=last,
                 schema=self.schema,
                 carried=read_spool(spool_path(self.layout.spool, span.first)) if self.carries else None,
-                results=reader.results(span.first, last),
+                results=reader.kept(span.first, last),
                 compression=self.compression,
                 origin=Origin(
                     start=span.start,
@@ -351,7 +351,7 @@ class Sealer:
                 last=part.last,
                 schema=self.schema,
                 carried=carried_of_part(path) if self.carries else None,
-                results=renewed(path, reader.results(part.first, part.last)),
+                results=renewed(path, reader.kept(part.first, part.last)),
                 compression=self.compression,
                 origin=Origin(
                     start=part.start,

@@ -27,7 +27,15 @@ import ormsgpack
 from pipeline.errors import DamageError, DefectError, PipelineError, StorageError
 from pipeline.model import Attempt, Outcome, RequestInfo, RowResult, WrittenFile
 from pipeline.store.ballast import PAUSES_S, Ballast
-from pipeline.store.codec import decode_attempt, decode_outcome, encode_attempt, encode_outcome
+from pipeline.store.codec import (
+    Kept,
+    decode_attempt,
+    decode_outcome,
+    decode_rows,
+    encode_attempt,
+    encode_outcome,
+    restored,
+)
 from pipeline.store.database import (
     Connection,
     IntegrityError,
@@ -728,26 +736,36 @@ class JournalReader(Opened):
         return int(ok), int(done - ok)
 
     def results(self, first: int, last: int, *, only_failed: bool = False) -> Iterator[tuple[RowResult, RequestInfo]]:
-        """Rows done within the bounds, by ordinal. Each payload is read once and dropped after its last row."""
+        """Rows done within the bounds, by ordinal. Raises what `kept` raises."""
+        return map(restored, self.kept(first, last, only_failed=only_failed))
+
+    def kept(self, first: int, last: int, *, only_failed: bool = False) -> Iterator[Kept]:
+        """Rows done within the bounds, by ordinal, as they are kept. A payload is held from its first row to its last.
+
+        Raises DamageError where a payload is gone.
+        """
         condition = " AND NOT ok" if only_failed else ""
-        open_payloads: dict[int, tuple[Outcome, int]] = {}
+        open_payloads: dict[int, tuple[list[Kept], int]] = {}
         with database_errors("journal"):
+            # A payload comes along with one of its rows, not with each: a pack is megabytes, and read as often.
             cursor = self._connection.execute(
-                f"SELECT ordinal, payload, slot FROM result WHERE ordinal BETWEEN ? AND ?{condition} ORDER BY ordinal",  # noqa: S608
+                "SELECT result.payload, slot, blob FROM result "  # noqa: S608 - our own words
+                "LEFT JOIN payload ON payload.id = result.payload AND slot = 0 "
+                f"WHERE ordinal BETWEEN ? AND ?{condition} ORDER BY ordinal",
                 (first, last),
             )
-            for _, payload, slot in cursor:
-                outcome, left = open_payloads.get(payload) or self._payload(payload)
+            for payload, slot, blob in cursor:
+                rows, left = open_payloads.get(payload) or self._payload(payload, blob)
                 if left == 1:
                     open_payloads.pop(payload, None)
                 else:
-                    open_payloads[payload] = (outcome, left - 1)
-                yield outcome.rows[slot], outcome.request
+                    open_payloads[payload] = (rows, left - 1)
+                yield rows[slot]
 
     def results_of(self, ordinals: Sequence[int]) -> Iterator[tuple[RowResult, RequestInfo]]:
         """These rows, as far as they are done and in no part, in no order; one payload is held at a time."""
         places = ", ".join("?" * len(ordinals))
-        held: tuple[int, Outcome | None] = (-1, None)
+        held: tuple[int, list[Kept]] = (-1, [])
         with database_errors("journal"):
             rows = self._connection.execute(
                 f"SELECT payload, slot FROM result WHERE ordinal IN ({places}) ORDER BY payload",  # noqa: S608 - marks
@@ -756,9 +774,7 @@ class JournalReader(Opened):
             for payload, slot in rows:
                 if held[0] != payload:
                     held = payload, self._payload(payload)[0]
-                outcome = held[1]
-                assert outcome is not None  # noqa: S101 - read above
-                yield outcome.rows[slot], outcome.request
+                yield restored(held[1][slot])
 
     def pieces(self, ordinal: int) -> dict[str, Outcome]:
         """What the pieces of a row came to, by their keys; none once the row is ok."""
@@ -817,12 +833,15 @@ class JournalReader(Opened):
                     found.append(f"payload {identity} cannot be read")
         return found
 
-    def _payload(self, identity: int) -> tuple[Outcome, int]:
-        row = self._connection.execute("SELECT blob FROM payload WHERE id = ?", (identity,)).fetchone()
-        if row is None:
-            raise DamageError(f"the journal has lost payload {identity}; run `pipeline verify` on the folder")
-        outcome = decode_outcome(row[0])
-        return outcome, len(outcome.rows)
+    def _payload(self, identity: int, blob: bytes | None = None) -> tuple[list[Kept], int]:
+        """The rows of a payload, and how many they are; it is read where its `blob` is not given."""
+        if blob is None:
+            row = self._connection.execute("SELECT blob FROM payload WHERE id = ?", (identity,)).fetchone()
+            if row is None:
+                raise DamageError(f"the journal has lost payload {identity}; run `pipeline verify` on the folder")
+            blob = row[0]
+        rows = decode_rows(blob)
+        return rows, len(rows)
 
     def _one(self, sql: str, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
         with database_errors("journal"):

@@ -7,12 +7,14 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import DamageError
-from pipeline.model import CHUNK, Attempt, RequestInfo, RowResult
+from pipeline.model import CHUNK, Attempt
+from pipeline.store.codec import Kept
 from pipeline.store.files import TEMPORARY_SUFFIX, publish, sha256_of, storage
 
 if TYPE_CHECKING:
@@ -58,7 +60,8 @@ def part_name(first: int, last: int) -> str:
     return f"part-{first:012d}-{last:012d}.parquet"
 
 
-def common_fields() -> dict[str, pa.Field]:
+@cache
+def common_fields() -> Mapping[str, pa.Field]:
     """The columns that every operation's parts have, by name."""
     import pyarrow as pa  # noqa: PLC0415 - loaded when a run needs it
 
@@ -141,7 +144,7 @@ def write_part(
     last: int,
     schema: pa.Schema,
     carried: Iterable[pa.RecordBatch] | None,
-    results: Iterator[tuple[RowResult, RequestInfo]],
+    results: Iterator[Kept],
     compression: str,
     origin: Origin | None = None,
 ) -> PartFile:
@@ -173,7 +176,7 @@ def make_part(
     last: int,
     schema: pa.Schema,
     carried: Iterable[pa.RecordBatch] | None,
-    results: Iterator[tuple[RowResult, RequestInfo]],
+    results: Iterator[Kept],
     compression: str,
     origin: Origin | None = None,
 ) -> PartFile:
@@ -208,7 +211,7 @@ def _write_rows(
     last: int,
     schema: pa.Schema,
     carried: Iterable[pa.RecordBatch] | None,
-    results: Iterator[tuple[RowResult, RequestInfo]],
+    results: Iterator[Kept],
     compression: str,
     origin: Origin | None,
 ) -> int:
@@ -230,7 +233,7 @@ def _write_rows(
             offset = 0
             while offset < count:
                 taken = _take(results, first=ordinal + offset, most=count - offset)
-                ok += sum(row.ok for row, _ in taken)
+                ok += sum(row.error is None for row in taken)
                 own = None if cells is None else cells.slice(offset, len(taken))
                 offset += len(taken)
                 for batch in batches_of(schema, own, taken):
@@ -246,32 +249,34 @@ def _write_rows(
     return ok
 
 
-def _take(
-    results: Iterator[tuple[RowResult, RequestInfo]], *, first: int, most: int
-) -> list[tuple[RowResult, RequestInfo]]:
+def _take(results: Iterator[Kept], *, first: int, most: int) -> list[Kept]:
     """The next results, up to `most` rows or a row group's bytes. Raises DamageError where one is missing."""
-    taken: list[tuple[RowResult, RequestInfo]] = []
+    taken: list[Kept] = []
     size = 0
     while len(taken) < most and size < ROW_GROUP_BYTES:
-        found = next(results, None)
-        if found is None or found[0].ordinal != first + len(taken):
+        row = next(results, None)
+        if row is None or row.ordinal != first + len(taken):
             raise DamageError(
                 f"row {first + len(taken)} is missing in the journal; run `pipeline verify` on the folder"
             )
-        taken.append(found)
-        row = found[0]
-        size += len(row.response or b"")
-        size += sum(map(_size, (row.values or {}).values()))
+        taken.append(row)
+        if row.response is not None:
+            size += len(row.response)
+        if row.values is not None:
+            size += _size(row.values.values())
     return taken
 
 
-def _size(value: Any) -> int:
-    match value:
-        case str() | bytes():
-            return len(value)
-        case list():
-            return sum(map(_size, value))
-    return 0
+def _size(values: Iterable[Any]) -> int:
+    """Characters and bytes of values, at any depth of lists."""
+    size = 0
+    for value in values:
+        kind = type(value)
+        if kind is str or kind is bytes:
+            size += len(value)
+        elif kind is list:
+            size += _size(value)
+    return size
 
 
 def _write_group(writer: pq.ParquetWriter, schema: pa.Schema, group: list[pa.RecordBatch]) -> None:
@@ -306,9 +311,7 @@ def _length(cells: pa.RecordBatch | None, ordinal: int, last: int) -> int:
     return min(CHUNK_ROWS, last - ordinal + 1) if cells is None else int(cells.num_rows)
 
 
-def batches_of(
-    schema: pa.Schema, cells: pa.RecordBatch | None, taken: Sequence[tuple[RowResult, RequestInfo]]
-) -> Iterator[pa.RecordBatch]:
+def batches_of(schema: pa.Schema, cells: pa.RecordBatch | None, taken: Sequence[Kept]) -> Iterator[pa.RecordBatch]:
     """The columns of rows, with the carried cells beside their results.
 
     Rows are as they are, else all of their pieces: bounded, for a long text may be carried as often as it has pieces.
@@ -316,13 +319,13 @@ def batches_of(
     if not has_pieces(schema):
         yield _batch(schema, cells, taken)
         return
-    pieces: list[tuple[RowResult, RequestInfo]] = []
+    pieces: list[Kept] = []
     rows: list[int] = []
     size = 0
-    for index, (row, request) in enumerate(taken):
+    for index, row in enumerate(taken):
         cell_bytes = 0 if cells is None else cells.slice(index, 1).nbytes
         for piece in _pieces(row):
-            pieces.append((piece, request))
+            pieces.append(piece)
             rows.append(index)
             size += cell_bytes
             if len(pieces) >= CHUNK_ROWS or size >= ROW_GROUP_BYTES:
@@ -332,7 +335,7 @@ def batches_of(
         yield _batch(schema, None if cells is None else cells.take(rows), pieces)
 
 
-def _pieces(row: RowResult) -> Iterator[RowResult]:
+def _pieces(row: Kept) -> Iterator[Kept]:
     """A row for each of its pieces; the row itself when it failed. Usage stays with the first, so that sums are right.
 
     Raises DamageError where the columns do not have an entry for every piece.
@@ -348,12 +351,10 @@ def _pieces(row: RowResult) -> Iterator[RowResult]:
         raise DamageError(f"row {row.ordinal} is not whole in the journal; run `pipeline verify` on the folder")
     for index, entry in enumerate(entries):
         values = dict(zip(row.values, entry, strict=True))
-        yield replace(row, values=values, usage=None if index else row.usage)
+        yield row._replace(values=values, usage=None if index else row.usage)
 
 
-def _batch(
-    schema: pa.Schema, cells: pa.RecordBatch | None, taken: Sequence[tuple[RowResult, RequestInfo]]
-) -> pa.RecordBatch:
+def _batch(schema: pa.Schema, cells: pa.RecordBatch | None, taken: Sequence[Kept]) -> pa.RecordBatch:
     """Put carried cells and results side by side."""
     import pyarrow as pa  # noqa: PLC0415 - loaded when a run needs it
 
@@ -361,85 +362,54 @@ def _batch(
     common = common_fields()
     for item in schema:
         if item.name == "ordinal":
-            columns.append(pa.array([row.ordinal for row, _ in taken], pa.int64()))
+            columns.append(pa.array([row.ordinal for row in taken], pa.int64()))
         elif item.name in common:
             columns.append(_common_column(item, taken))
         elif cells is not None and item.name in cells.schema.names:
             columns.append(cells.column(item.name))
         else:
             columns.append(
-                column_of(item, [None if row.values is None else row.values.get(item.name) for row, _ in taken])
+                column_of(item, [None if row.values is None else row.values.get(item.name) for row in taken])
             )
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _common_column(item: pa.Field, taken: Sequence[tuple[RowResult, RequestInfo]]) -> pa.Array:
+def _common_column(item: pa.Field, taken: Sequence[Kept]) -> pa.Array:
     import pyarrow as pa  # noqa: PLC0415 - loaded when a run needs it
 
     values: list[Any]
     match item.name:
         case "status":
-            values = ["ok" if row.ok else "failed" for row, _ in taken]
+            values = ["ok" if row.error is None else "failed" for row in taken]
         case "error":
-            values = [
-                None
-                if row.error is None
-                else (row.error.type.value, row.error.code, row.error.message, row.error.http_status)
-                for row, _ in taken
-            ]
-            return _struct(item, values)
+            return _struct(item, [row.error for row in taken])
         case "usage":
-            return _struct(
-                item,
-                [
-                    None
-                    if row.usage is None
-                    else (
-                        row.usage.input_tokens,
-                        row.usage.output_tokens,
-                        row.usage.total_tokens,
-                        row.usage.cached_tokens,
-                        row.usage.reasoning_tokens,
-                        row.usage.seconds,
-                        row.usage.characters,
-                    )
-                    for row, _ in taken
-                ],
-            )
+            return _struct(item, [row.usage for row in taken])
         case "request":
-            return _struct(
-                item,
-                [
-                    (
-                        request.attempts,
-                        request.deployment,
-                        request.model,
-                        request.variant,
-                        request.client_request_id,
-                        request.request_id,
-                        request.apim_request_id,
-                        request.region,
-                        request.latency_ms,
-                        None if request.finished_at is None else round(request.finished_at * 1_000_000),
-                    )
-                    for _, request in taken
-                ],
-            )
+            return _struct(item, [row.request for row in taken])
         case _:
-            values = [None if row.response is None else row.response.decode("utf-8", "replace") for row, _ in taken]
+            values = [None if row.response is None else row.response.decode("utf-8", "replace") for row in taken]
     return pa.array(values, item.type)
 
 
-def _struct(item: pa.Field, values: list[tuple[Any, ...] | None]) -> pa.Array:
-    """A struct column from tuples; building it by child is several times faster than from dicts."""
+def _struct(item: pa.Field, values: Sequence[Sequence[Any] | None]) -> pa.Array:
+    """A struct column from its fields' values; building it by child is several times faster than from dicts."""
     import pyarrow as pa  # noqa: PLC0415 - loaded when a run needs it
 
-    width = item.type.num_fields
-    empty = (None,) * width
-    whole = [empty if value is None else value for value in values]
-    children = [pa.array(child, item.type.field(i).type) for i, child in enumerate(zip(*whole, strict=True))]
+    empty = (None,) * item.type.num_fields
+    columns = zip(*[empty if value is None else value for value in values], strict=True)
+    children = [_child(child.type, column) for child, column in zip(item.type, columns, strict=True)]
     missing = pa.array([value is None for value in values], pa.bool_())
     return pa.StructArray.from_arrays(children, fields=list(item.type), mask=missing)
+
+
+def _child(kind: pa.DataType, values: Sequence[Any]) -> pa.Array:
+    """Values of one type; a moment is kept in seconds, and its column counts microseconds."""
+    import pyarrow as pa  # noqa: PLC0415 - loaded when a run needs it
+
+    if pa.types.is_timestamp(kind):
+        values = [None if value is None else round(value * 1_000_000) for value in values]
+    return pa.array(values, kind)
 
 
 def column_of(item: pa.Field, values: Sequence[Any]) -> pa.Array:

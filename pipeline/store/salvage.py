@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.model import CHUNK, ErrorInfo, ErrorType, Outcome, RequestInfo, RowResult, Usage
+from pipeline.store.codec import Kept, kept
 from pipeline.store.parts import COMMON_AFTER, has_pieces
 
 if TYPE_CHECKING:
@@ -34,16 +35,16 @@ def rows_of_part(path: Path, groups: Collection[int] | None = None) -> Iterator[
             yield from _joined(rows, is_last=run[-1] == file.num_row_groups - 1) if pieces else rows
 
 
-def renewed(path: Path, results: Iterable[Done]) -> Iterator[Done]:
+def renewed(path: Path, results: Iterable[Kept]) -> Iterator[Kept]:
     """The rows of a part, with these in the place of theirs; both rise. Raises pyarrow's errors and OSError."""
     left = iter(results)
     new = next(left, None)
-    for row in rows_of_part(path):
-        if new is not None and new[0].ordinal == row[0].ordinal:
+    for row, request in rows_of_part(path):
+        if new is not None and new.ordinal == row.ordinal:
             yield new
             new = next(left, None)
         else:
-            yield row
+            yield kept(row, request)
 
 
 def carried_of_part(path: Path) -> Iterator[pa.RecordBatch]:

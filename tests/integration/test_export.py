@@ -25,6 +25,7 @@ from pipeline.model import RequestInfo, RowResult
 from pipeline.plan.again import carried_again
 from pipeline.plan.ranges import plan_rules
 from pipeline.sources import open_source
+from pipeline.store.codec import kept
 from pipeline.store.export import Exported, Finished, Format, write_export
 from pipeline.store.folder import Layout
 from pipeline.store.journal import Journal, Part, Span
@@ -187,7 +188,7 @@ async def test_values_that_a_format_has_no_kind_for_are_written_as_text(tmp_path
     schema = part_schema(table.schema, pa.schema([("audio", pa.binary())]))
     journal = Journal(layout.journal)
     journal.post_span(Span(first=0, last=0, start="{}"))
-    rows = iter([(RowResult(ordinal=0, values={"audio": b"sound"}), RequestInfo())])
+    rows = iter([kept(RowResult(ordinal=0, values={"audio": b"sound"}), RequestInfo())])
     name = "part-000000000000-000000000000.parquet"
     file = write_part(
         layout.part(name),

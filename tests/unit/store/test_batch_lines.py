@@ -15,6 +15,7 @@ import pytest
 from pipeline.errors import DamageError, StorageError
 from pipeline.model import ErrorInfo, ErrorType, RequestInfo, RowResult, Usage
 from pipeline.store.batch_lines import ERRORS, OUTPUT, write_batch_lines
+from pipeline.store.codec import kept
 from pipeline.store.parts import part_name, part_schema, write_part
 
 TEXTS = pa.schema([pa.field("output_text", pa.string())])
@@ -41,7 +42,7 @@ def write(
         last=last,
         schema=part_schema(pa.schema([]) if batch is None else batch.schema, results),
         carried=None if batch is None else [batch],
-        results=iter([(row, request) for row in rows]),
+        results=iter([kept(row, request) for row in rows]),
         compression="zstd",
     )
     return path

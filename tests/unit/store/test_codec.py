@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.model import ErrorInfo, ErrorType, Outcome, RequestInfo, RowResult, Usage
-from pipeline.store.codec import decode_outcome, encode_outcome
+from pipeline.store.codec import decode_outcome, decode_rows, encode_outcome, kept, restored
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 COUNT = st.none() | st.integers(0, 2**63 - 1)
@@ -45,6 +45,15 @@ REQUEST = st.builds(
 @given(st.builds(Outcome, rows=st.lists(ROW, max_size=4).map(tuple), request=REQUEST))
 def test_an_outcome_comes_back_as_it_was(outcome: Outcome) -> None:
     assert decode_outcome(encode_outcome(outcome)) == outcome
+
+
+@given(st.builds(Outcome, rows=st.lists(ROW, max_size=4).map(tuple), request=REQUEST))
+def test_kept_rows_are_what_an_outcome_has_whether_they_come_from_a_payload_or_not(outcome: Outcome) -> None:
+    whole = [(row, outcome.request) for row in outcome.rows]
+    from_payload = decode_rows(encode_outcome(outcome))
+    assert [restored(row) for row in from_payload] == whole
+    assert [restored(kept(*one)) for one in whole] == whole
+    assert [row.ok for row in from_payload] == [row.ok for row in outcome.rows]
 
 
 def test_every_type_of_error_comes_back() -> None:

@@ -17,6 +17,7 @@ import pytest
 from pipeline.errors import DamageError, DefectError, StorageError
 from pipeline.model import Attempt, ErrorInfo, ErrorType, Outcome, RequestInfo, RowResult, Usage, WrittenFile
 from pipeline.store.ballast import Ballast
+from pipeline.store.codec import Kept
 from pipeline.store.folder import Layout, export_attempts
 from pipeline.store.journal import (
     ATTEMPTS_A_CHUNK,
@@ -535,9 +536,9 @@ class CountingReader(JournalReader):
 
     reads = 0
 
-    def _payload(self, identity: int) -> tuple[Outcome, int]:
+    def _payload(self, identity: int, blob: bytes | None = None) -> tuple[list[Kept], int]:
         self.reads += 1
-        return super()._payload(identity)
+        return super()._payload(identity, blob)
 
 
 @pytest.mark.anyio

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 
 from pipeline.errors import DamageError, StorageError
 from pipeline.model import Attempt, ErrorInfo, ErrorType, RequestInfo, RowResult, Usage
+from pipeline.store.codec import kept
 from pipeline.store.files import sha256_of
 from pipeline.store.parts import (
     ROW_GROUP_BYTES,
@@ -90,7 +92,7 @@ def write(
         last=first + len(results) - 1,
         schema=part_schema(names, schema),
         carried=carried,
-        results=iter(results),
+        results=starmap(kept, results),
         compression=compression,
     )
 
@@ -238,7 +240,7 @@ def test_rows_that_are_not_whole_are_damage_and_no_file(tmp_path: Path, ordinals
             last=2,
             schema=part_schema(pa.schema([]), CHAT),
             carried=None,
-            results=iter([ok(n) for n in ordinals]),
+            results=starmap(kept, [ok(n) for n in ordinals]),
             compression="zstd",
         )
     assert list(tmp_path.iterdir()) == []
@@ -269,11 +271,12 @@ from pathlib import Path
 import pyarrow as pa
 from pipeline.errors import StorageError
 from pipeline.model import RequestInfo, RowResult
+from pipeline.store.codec import kept
 from pipeline.store.parts import part_schema, write_attempts, write_part
 
 folder = Path(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
-rows = ((RowResult(ordinal=n, values={"t": str(n) * 50}), RequestInfo()) for n in range(2000))
+rows = (kept(RowResult(ordinal=n, values={"t": str(n) * 50}), RequestInfo()) for n in range(2000))
 try:
     write_part(folder / "part.parquet", first=0, last=1999, schema=part_schema(pa.schema([]), pa.schema([("t",
         pa.string())])), carried=None, results=rows, compression="none")

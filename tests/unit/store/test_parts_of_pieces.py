@@ -16,7 +16,7 @@ import pytest
 from pipeline.errors import DamageError
 from pipeline.model import ErrorInfo, ErrorType, Outcome, RequestInfo, RowResult, Usage
 from pipeline.store import parts
-from pipeline.store.codec import decode_outcome, encode_outcome
+from pipeline.store.codec import Kept, decode_rows, encode_outcome, kept
 from pipeline.store.failures import failures
 from pipeline.store.folder import Layout, Sealer, hold_folder
 from pipeline.store.journal import Journal, Span
@@ -59,10 +59,10 @@ def failed(ordinal: int) -> Result:
     return RowResult(ordinal=ordinal, error=FAILED), RequestInfo()
 
 
-def kept(result: Result) -> Result:
+def from_journal(result: Result) -> Kept:
     """What the journal gives back."""
-    outcome = decode_outcome(encode_outcome(Outcome(rows=(result[0],), request=result[1])))
-    return outcome.rows[0], outcome.request
+    (row,) = decode_rows(encode_outcome(Outcome(rows=(result[0],), request=result[1])))
+    return row
 
 
 def write(folder: Path, results: Sequence[Result], carried: Sequence[pa.RecordBatch] | None = None) -> PartFile:
@@ -73,7 +73,7 @@ def write(folder: Path, results: Sequence[Result], carried: Sequence[pa.RecordBa
         last=last,
         schema=part_schema(carried[0].schema if carried else pa.schema([]), PIECES),
         carried=carried,
-        results=map(kept, results),
+        results=map(from_journal, results),
         compression="zstd",
     )
 
@@ -160,7 +160,7 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
 def test_a_column_chunk_of_the_inputs_own_is_no_number_of_pieces(tmp_path: Path) -> None:
     schema = pa.schema([pa.field("embedding", VECTOR)])
     cells = pa.RecordBatch.from_pydict({"chunk": [5, 5, None]})
-    results = [(RowResult(ordinal=n, values={"embedding": struct.pack("<2f", n, 0)}), REQUEST) for n in range(3)]
+    results = [kept(RowResult(ordinal=n, values={"embedding": struct.pack("<2f", n, 0)}), REQUEST) for n in range(3)]
     write_part(
         tmp_path / part_name(0, 2),
         first=0,

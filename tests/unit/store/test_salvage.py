@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import struct
+from itertools import starmap
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from pipeline.model import CHUNK, ErrorInfo, ErrorType, RequestInfo, RowResult, Usage
+from pipeline.store.codec import kept
 from pipeline.store.parts import part_schema, write_part
 from pipeline.store.salvage import Done, outcomes, rows_of_part
 
@@ -45,7 +47,7 @@ def test_rows_come_back_as_they_were(tmp_path: Path, rows: list[Done]) -> None:
     results = pa.schema([("embedding", VECTOR)] if rows is PLAIN else [(CHUNK, pa.int32()), ("embedding", VECTOR)])
     schema = part_schema(pa.schema([]), results)
     path = tmp_path / "part.parquet"
-    write_part(path, first=5, last=7, schema=schema, carried=None, results=iter(rows), compression="none")
+    write_part(path, first=5, last=7, schema=schema, carried=None, results=starmap(kept, rows), compression="none")
 
     assert list(rows_of_part(path)) == rows
     assert list(rows_of_part(path, [0])) == rows
