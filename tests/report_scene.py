@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 
 from pipeline.model import Attempt
+from pipeline.store.codec import attempt_values
 from pipeline.store.parts import write_attempts
 from pipeline.store.summary import DeploymentUse, Summary, read_summary, write_summary
 from tests.in_memory import Bench, Said, Service, refusal
@@ -132,4 +133,7 @@ def filed(scene: Scene, attempts: Iterator[Attempt], *, a_file: int = 20_000) ->
 
 
 def _file(folder: Path, first: int, attempts: list[Attempt]) -> None:
-    write_attempts(folder / f"attempts-{first:012d}-{first + len(attempts) - 1:012d}.parquet", [attempts])
+    write_attempts(
+        folder / f"attempts-{first:012d}-{first + len(attempts) - 1:012d}.parquet",
+        [[attempt_values(attempt) for attempt in attempts]],
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -145,16 +145,23 @@ _ATTEMPT_FIELDS = (
     "output_tokens",
     "retry_after_ms",
 )
-_attempt_values = attrgetter(*_ATTEMPT_FIELDS)
+attempt_values: Callable[[Attempt], Sequence[Any]] = attrgetter(*_ATTEMPT_FIELDS)
+"""The values of an attempt's fields, in order: the shape that payloads have."""
 
 
 def encode_attempt(attempt: Attempt) -> bytes:
     """Pack one attempt."""
-    return ormsgpack.packb(_attempt_values(attempt))
+    return ormsgpack.packb(attempt_values(attempt))
+
+
+def decode_attempt_values(payload: bytes) -> Sequence[Any]:
+    """Unpack what `encode_attempt` packed, as `attempt_values` gives it."""
+    values: list[Any] = ormsgpack.unpackb(payload)
+    return values
 
 
 def decode_attempt(payload: bytes) -> Attempt:
     """Unpack what `encode_attempt` packed."""
-    fields = dict(zip(_ATTEMPT_FIELDS, ormsgpack.unpackb(payload), strict=True))
+    fields = dict(zip(_ATTEMPT_FIELDS, decode_attempt_values(payload), strict=True))
     fields["ordinals"] = tuple(fields["ordinals"])
     return Attempt(**fields)

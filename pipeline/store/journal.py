@@ -30,6 +30,7 @@ from pipeline.store.ballast import PAUSES_S, Ballast
 from pipeline.store.codec import (
     Kept,
     decode_attempt,
+    decode_attempt_values,
     decode_outcome,
     decode_rows,
     encode_attempt,
@@ -815,12 +816,14 @@ class JournalReader(Opened):
             return None
         return int(row[0]), min(int(row[1]), int(row[0]) + limit - 1)
 
-    def attempt_chunks(self, first: int, last: int) -> Iterator[list[Attempt]]:
-        """The attempts within the bounds, a bounded number at a time."""
-        after = first - 1
-        while after < last and (found := self.attempts(after=after, limit=min(ATTEMPTS_A_CHUNK, last - after))):
-            after = found[-1][0]
-            yield [attempt for _, attempt in found]
+    def attempt_chunks(self, first: int, last: int) -> Iterator[list[Sequence[Any]]]:
+        """The attempts within the bounds, as `attempt_values` gives them, a bounded number at a time."""
+        with database_errors("journal"):
+            cursor = self._connection.execute(
+                "SELECT blob FROM attempt WHERE id BETWEEN ? AND ? ORDER BY id", (first, last)
+            )
+            while rows := cursor.fetchmany(ATTEMPTS_A_CHUNK):
+                yield [decode_attempt_values(blob) for (blob,) in rows]
 
     def problems(self) -> list[str]:
         """What SQLite's integrity check, and a look at every payload, find wrong."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import DamageError
 from pipeline.model import CHUNK, Attempt
-from pipeline.store.codec import Kept
+from pipeline.store.codec import Kept, attempt_values
 from pipeline.store.files import TEMPORARY_SUFFIX, publish, sha256_of, storage
 
 if TYPE_CHECKING:
@@ -641,15 +641,23 @@ def attempts_schema() -> pa.Schema:
 
 def attempts_batch(attempts: Sequence[Attempt]) -> pa.RecordBatch:
     """Lay attempts out in the columns of `attempts_schema`."""
+    return _attempts_batch([attempt_values(attempt) for attempt in attempts])
+
+
+def _attempts_batch(attempts: Sequence[Sequence[Any]]) -> pa.RecordBatch:
     import pyarrow as pa  # noqa: PLC0415 - loaded when a run needs it
 
     schema = attempts_schema()
-    columns = [pa.array(_attempt_values(item.name, attempts), item.type) for item in schema]
+    values = list(zip(*attempts, strict=True)) or [()] * len(schema)
+    columns = [_child(item.type, column) for item, column in zip(schema, values, strict=True)]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def write_attempts(path: Path, chunks: Iterable[Sequence[Attempt]]) -> None:
-    """Write and publish a file of attempts, a chunk in memory at a time. Raises StorageError when the disk refuses."""
+def write_attempts(path: Path, chunks: Iterable[Sequence[Sequence[Any]]]) -> None:
+    """Write and publish a file of attempts, a chunk in memory at a time. Raises StorageError when the disk refuses.
+
+    Attempts are as `attempt_values` gives them.
+    """
     import pyarrow as pa  # noqa: PLC0415 - loaded when a run needs it
     import pyarrow.parquet as pq  # noqa: PLC0415
 
@@ -663,10 +671,5 @@ def write_attempts(path: Path, chunks: Iterable[Sequence[Attempt]]) -> None:
             pq.ParquetWriter(sink, schema, compression="zstd") as writer,
         ):
             for attempts in chunks:
-                writer.write_batch(attempts_batch(attempts))
+                writer.write_batch(_attempts_batch(attempts))
         publish(temporary, path)
-
-
-def _attempt_values(name: str, attempts: Sequence[Attempt]) -> list[Any]:
-    values = [getattr(attempt, name) for attempt in attempts]
-    return [round(value * 1_000_000) for value in values] if name == "started_at" else values

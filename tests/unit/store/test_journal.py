@@ -501,7 +501,7 @@ async def test_attempts_are_read_at_most_five_hundred_at_a_time(path: Path) -> N
         with journal.reader() as reader:
             chunks = list(reader.attempt_chunks(2, 1_202))
     assert [len(chunk) for chunk in chunks] == [500, 500, 201]
-    assert [one.ordinals for chunk in chunks for one in chunk] == [(n,) for n in range(1, 1_202)]
+    assert [one[0] for chunk in chunks for one in chunk] == [[n] for n in range(1, 1_202)]
 
 
 def every_field_filled(kind: Callable[..., Any], **given: Any) -> Any:
@@ -789,7 +789,7 @@ async def test_attempts_within_bounds_are_those_and_no_others(path: Path) -> Non
         await journal.keep_attempts(tuple(attempt(n) for n in range(1, 8)))
         with journal.reader() as reader:
             chunks = [list(reader.attempt_chunks(*bounds)) for bounds in ((3, 5), (1, 7), (7, 7), (8, 9))]
-    assert [[one.ordinals[0] for chunk in found for one in chunk] for found in chunks] == [
+    assert [[one[0][0] for chunk in found for one in chunk] for found in chunks] == [
         [3, 4, 5],
         [1, 2, 3, 4, 5, 6, 7],
         [7],

@@ -18,10 +18,11 @@ import pytest
 
 from pipeline.errors import DamageError, StorageError
 from pipeline.model import Attempt, ErrorInfo, ErrorType, RequestInfo, RowResult, Usage
-from pipeline.store.codec import kept
+from pipeline.store.codec import attempt_values, kept
 from pipeline.store.files import sha256_of
 from pipeline.store.parts import (
     ROW_GROUP_BYTES,
+    attempts_batch,
     common_fields,
     part_name,
     part_schema,
@@ -338,7 +339,9 @@ def test_files_of_attempts_are_private_and_have_a_column_for_every_field(tmp_pat
         retry_after_ms=float("inf"),
     )
     file = tmp_path / "attempts.parquet"
-    write_attempts(file, [[attempt]])
+    write_attempts(file, [[attempt_values(attempt)]])
+    assert pq.read_table(file).to_batches() == [attempts_batch([attempt])]
+    assert attempts_batch([]).num_rows == 0
     (read,) = pq.read_table(file).to_pylist()
     assert list(read) == [item.name for item in fields(Attempt)]
     assert (read["ordinals"], read["started_at"]) == ([1, 2], datetime(1970, 1, 1, 0, 0, 1, 500_000, tzinfo=UTC))
