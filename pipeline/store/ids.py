@@ -12,6 +12,8 @@ from pipeline.store.database import Opened, database_errors, open_database, tran
 from pipeline.store.files import TEMPORARY_SUFFIX, publish, storage
 
 _HASH_BYTES = 16
+_CLAIMS_AT_ONCE = 256
+"""Claims a statement; SQLite takes 999 parameters of one everywhere."""
 
 
 class IdTable(Opened):
@@ -32,20 +34,27 @@ class IdTable(Opened):
         hashed = [(hash_of(value), ordinal) for value, ordinal in ids]
         late: dict[int, int] = {}
         with database_errors(self._name), transaction(self._connection):
-            execute = self._connection.execute
-            for digest, ordinal in hashed:
-                if execute("INSERT OR IGNORE INTO id VALUES (?, ?)", (digest, ordinal)).rowcount:
-                    continue
-                holder: int = execute("SELECT ordinal FROM id WHERE hash = ?", (digest,)).fetchone()[0]
-                if holder != ordinal:
-                    late[ordinal] = holder
+            for begin in range(0, len(hashed), _CLAIMS_AT_ONCE):
+                some = hashed[begin : begin + _CLAIMS_AT_ONCE]
+                if self._insert(some) < len(some):
+                    holders = ((ordinal, self._holder(digest)) for digest, ordinal in some)
+                    late |= {ordinal: holder for ordinal, holder in holders if holder not in (None, ordinal)}
         return late
+
+    def _insert(self, hashed: Sequence[tuple[bytes, int]]) -> int:
+        """Add those that nobody holds, in order; returns how many."""
+        rows = ", ".join(["(?, ?)"] * len(hashed))
+        sql = f"INSERT OR IGNORE INTO id VALUES {rows}"  # noqa: S608 - marks
+        return self._connection.execute(sql, [value for pair in hashed for value in pair]).rowcount
+
+    def _holder(self, digest: bytes) -> int | None:
+        row = self._connection.execute("SELECT ordinal FROM id WHERE hash = ?", (digest,)).fetchone()
+        return None if row is None else int(row[0])
 
     def find(self, value: object) -> int | None:
         """The ordinal that holds an id, None when nobody does."""
         with database_errors(self._name):
-            row = self._connection.execute("SELECT ordinal FROM id WHERE hash = ?", (hash_of(value),)).fetchone()
-        return None if row is None else int(row[0])
+            return self._holder(hash_of(value))
 
     def forget_from(self, ordinal: int) -> None:
         """Forget the claims of this row and of those behind it: what they hold is read anew."""
