@@ -89,7 +89,7 @@ def ask(
 
     Raises RowError, code `type`, where it cannot be written.
     """
-    bounding = tuple((name, body.pop(name)) for name in bounds if _is_bound(body.get(name)))
+    bounding = tuple([(name, body.pop(name)) for name in bounds if _is_bound(body.get(name))])
     most = bounding[0][1] if bounding else DEFAULT_OUTPUT_TOKENS
     return Asked(
         body=write_body(body),

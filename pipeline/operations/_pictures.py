@@ -96,7 +96,7 @@ def take_pictures(
     files' first bytes. Raises RowError, codes `type` and `too_long`, and MediaError: those of `find_media`, `kind`,
     `empty`, `too_large` and `address`.
     """
-    if not isinstance(messages, list):
+    if not isinstance(messages, list) or not any(map(_has_parts, messages)):
         return messages, ()
     taker = _Taker(values, root, style)
     taken = [taker.message(message, f"{place}.{index}") for index, message in enumerate(messages)]
@@ -107,6 +107,10 @@ def data_url(picture: Picture) -> bytes:
     """Read a picture and write it as a data URL. Blocking. Raises MediaError where its file is not what it was."""
     content = picture.source if isinstance(picture.source, bytes) else picture.source.read()
     return b"data:image/%b;base64,%b" % (picture.kind.encode(), pybase64.b64encode(content))
+
+
+def _has_parts(message: Any) -> bool:
+    return isinstance(message, dict) and isinstance(message.get("content"), list)
 
 
 class _Taker:
@@ -121,13 +125,10 @@ class _Taker:
         self._bytes = 0
 
     def message(self, message: Any, place: str) -> Any:
-        content = message.get("content") if isinstance(message, dict) else None
-        if not isinstance(content, list):
+        if not _has_parts(message):
             return message
-        return {
-            **message,
-            "content": [self._part(part, f"{place}.content.{index}") for index, part in enumerate(content)],
-        }
+        content = enumerate(message["content"])
+        return {**message, "content": [self._part(part, f"{place}.content.{index}") for index, part in content]}
 
     def _part(self, part: Any, place: str) -> Any:
         kind = part.get("type") if isinstance(part, dict) else None
