@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.store.ids import IdTable
@@ -59,6 +59,7 @@ def test_values_of_different_types_are_different_ids(table: IdTable) -> None:
     assert [table.find(value) for value in values] == list(range(len(values)))
 
 
+@settings(deadline=None)  # each example opens a database, which takes its time on a busy disk
 @given(st.lists(st.lists(st.integers(0, 5), max_size=6), max_size=6))
 def test_late_are_exactly_those_whose_id_was_seen(batches: list[list[int]]) -> None:
     folder = TemporaryDirectory()
