@@ -32,6 +32,13 @@ def test_claiming_again_changes_nothing(table: IdTable) -> None:
     assert table.claim(claims) == table.claim(claims) == table.claim(claims[::-1]) == {2: 0}
 
 
+@pytest.mark.parametrize("apart", [1, 255, 256, 257, 300])
+def test_any_number_of_claims_at_once_keeps_the_first_holders(table: IdTable, apart: int) -> None:
+    late = {ordinal: ordinal % apart for ordinal in range(apart, 600)}
+    claims = [(ordinal % apart, ordinal) for ordinal in range(600)]
+    assert table.claim(claims) == table.claim(claims) == late
+
+
 def test_claims_outlive_the_table(tmp_path: Path) -> None:
     path = tmp_path / "ids.sqlite"
     with IdTable(path) as table:
