@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Commits:
-    """Commits outcomes. Once begun, a commit is not cancelled. `unwritten` counts answers that no disk would take."""
+    """Commits outcomes: once begun, a commit is made, whoever waits for it. `unwritten` counts answers no disk took."""
 
     def __init__(
         self,
@@ -55,17 +55,20 @@ class Commits:
 
         Raises StorageError when the disk refuses.
         """
-        with anyio.CancelScope(shield=True):
-            try:
-                files, rows = await self._written(outcome.rows)
-                await self._journal.commit(replace(outcome, rows=rows, files=files) if files else outcome)
-            except PipelineError:
-                self.unwritten += sum(row.ok for row in outcome.rows)
-                raise
-            if not outcome.carried and not outcome.request.is_copy:
-                self._committed(rows)
+        try:
+            if any(row.files for row in outcome.rows):
+                with anyio.CancelScope(shield=True):
+                    files, rows = await self._written(outcome.rows)
+                outcome = replace(outcome, rows=rows, files=files)
+            # The journal keeps what was handed to it, also where this wait is cancelled: a shield would cost more.
+            await self._journal.commit(outcome)
+        except PipelineError:
+            self.unwritten += sum(row.ok for row in outcome.rows)
+            raise
+        if not outcome.carried and not outcome.request.is_copy:
+            self._committed(outcome.rows)
         self._pulse.beat()
-        for row in rows:
+        for row in outcome.rows:
             if row.error is not None:
                 self.say(
                     Event.ROW_FAILED,
@@ -103,8 +106,6 @@ class Commits:
 
     async def _written(self, rows: tuple[RowResult, ...]) -> tuple[tuple[WrittenFile, ...], tuple[RowResult, ...]]:
         """Write the rows' files; the rows then hold their paths. A full disk is tried again without the ballast."""
-        if not any(row.files for row in rows):
-            return (), rows
         try:
             return await anyio.to_thread.run_sync(self._write, rows)
         except StorageError as error:

@@ -22,7 +22,7 @@ from pipeline.lanes.pieces import Cut, Piece, PieceLine
 from pipeline.lanes.pulse import Pulse
 from pipeline.lanes.results import copy_of, summed, without_reply
 from pipeline.lanes.spending import Share, Spending
-from pipeline.lanes.stop import Stop, Stopped
+from pipeline.lanes.stop import Stop, Stopped, sending_on
 from pipeline.log import Event, Level
 from pipeline.model import Attempt, Call, ErrorInfo, Item, Outcome, Reply, RequestInfo, RowResult, Usage
 from pipeline.operations.base import Cutting, Fetching, Sizing
@@ -677,7 +677,7 @@ class OnlineLane:
     async def _send(self, deployment: Deployment, call: Call, trace: RequestTrace | None) -> Exchange:
         self.in_flight += 1
         try:
-            with self._stop.sending_on():
+            with sending_on():
                 if trace is None:
                     return await deployment.send(call)
                 exchange = await deployment.send(call, trace.headers)

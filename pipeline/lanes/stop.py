@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from types import TracebackType
+from typing import Self
 
 import anyio
 
@@ -31,16 +33,15 @@ class Stop:
     """Asked for at most once with effect: the first cause is the one that the run ends with.
 
     `presses` once calls in flight have only their grace left; while a run is drained, they have all their time.
-    `abandoned` once they are cancelled.
     """
 
     def __init__(self) -> None:
         self.cause: BaseException | None = None
         self.requested = anyio.Event()
         self.presses = anyio.Event()
-        self.abandoned = False
         self._waits: set[anyio.CancelScope] = set()
         self._sends: set[anyio.CancelScope] = set()
+        self._stretches: set[_Stretch] = set()
 
     def request(self, cause: BaseException) -> None:
         """Let nothing new begin and wake every wait. Calls in flight go on; `abandon` ends those."""
@@ -59,9 +60,11 @@ class Stop:
 
     def abandon(self) -> None:
         """Cancel the calls in flight; their rows stay pending."""
-        self.abandoned = True
         for scope in self._sends:
             scope.cancel()
+        for stretch in self._stretches:
+            if stretch.calls:
+                stretch.scope.cancel()
 
     def waiting(self) -> AbstractContextManager[None, None]:
         """Wrap a wait in it; raises Stopped instead of waiting on."""
@@ -71,13 +74,12 @@ class Stop:
         """Wrap a call in it; raises Stopped when the call is abandoned."""
         return _Within(self, self._sends)
 
-    def stretch(self) -> AbstractContextManager[anyio.CancelScope, bool | None]:
-        """Wrap a worker's whole work in it, whose calls are made in `sending_on`. It ends in silence when abandoned."""
-        return _Stretch(self._sends)
+    def stretch(self) -> AbstractContextManager[_Stretch, bool | None]:
+        """Wrap a worker's whole work in it; its calls are made in `sending_on` of it, one at a time.
 
-    def sending_on(self) -> AbstractContextManager[None, None]:
-        """Wrap a call of a `stretch` in it, which needs no scope of its own; raises Stopped when it is abandoned."""
-        return _Call(self)
+        Who is in no call when calls are abandoned goes on: what was answered before is kept in peace.
+        """
+        return _Stretch(self, self._stretches)
 
 
 class _Within:
@@ -109,43 +111,54 @@ class _Within:
 
 
 class _Stretch:
-    """A scope around everything that a worker does, which is cancelled with the calls in flight."""
+    """A scope around everything that a worker does: one for each call would cost a tenth of all that a row takes.
 
-    __slots__ = ("_scope", "_scopes")
+    `calls` while it is in a call.
+    """
 
-    def __init__(self, scopes: set[anyio.CancelScope]) -> None:
-        self._scopes = scopes
-        self._scope = anyio.CancelScope()
+    __slots__ = ("_stop", "_stretches", "calls", "scope")
 
-    def __enter__(self) -> anyio.CancelScope:
+    def __init__(self, stop: Stop, stretches: set[_Stretch]) -> None:
+        self.scope = anyio.CancelScope()
+        self.calls = False
+        self._stop = stop
+        self._stretches = stretches
+
+    def __enter__(self) -> Self:
         """Begin."""
-        self._scopes.add(self._scope)
-        return self._scope.__enter__()
+        self._stretches.add(self)
+        self.scope.__enter__()
+        _STRETCH.set(self)
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
         """End; being abandoned is no error."""
-        self._scopes.discard(self._scope)
-        return self._scope.__exit__(kind, error, traceback)
+        self._stretches.discard(self)
+        return self.scope.__exit__(kind, error, traceback)
 
 
-class _Call:
-    """A call within a stretch: a cancel scope for each would cost as much as a tenth of all that is done for a row."""
+class sending_on:  # noqa: N801 - used as a function would be
+    """Wrap a call of this task's stretch in it; raises Stopped when it is abandoned, or where the run stops already."""
 
-    __slots__ = ("_stop",)
-
-    def __init__(self, stop: Stop) -> None:
-        self._stop = stop
+    __slots__ = ("_stretch",)
 
     def __enter__(self) -> None:
-        """Begin. Raises Stopped where the run stops already."""
-        if self._stop.cause is not None:
+        """Begin."""
+        stretch = self._stretch = _STRETCH.get()
+        if stretch._stop.cause is not None:  # noqa: SLF001 - one of ours
             raise Stopped
+        stretch.calls = True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """End. Raises Stopped where it was abandoned."""
-        if self._stop.abandoned and kind is not None and issubclass(kind, anyio.get_cancelled_exc_class()):
+        """End."""
+        stretch = self._stretch
+        stretch.calls = False
+        if stretch.scope.cancel_called and kind is not None and issubclass(kind, anyio.get_cancelled_exc_class()):
             raise Stopped
+
+
+_STRETCH: ContextVar[_Stretch] = ContextVar("stretch")

@@ -211,8 +211,8 @@ class Packed(NamedTuple):
     payload: bytes
     attempts: Sequence[tuple[str, bytes]]
     tokens: tuple[int, int, int, int]
-    batched: bool = False
-    carried: bool = False
+    batched: bool
+    carried: bool
 
 
 @dataclass(slots=True, kw_only=True)

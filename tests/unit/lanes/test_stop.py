@@ -8,7 +8,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from pipeline.lanes.stop import Stop, Stopped
+from pipeline.lanes.stop import Stop, Stopped, sending_on
 
 
 @pytest.mark.anyio
@@ -77,7 +77,7 @@ async def test_a_stretch_of_work_is_abandoned_in_its_call_and_nothing_shielded_i
         with stop.stretch():
             try:
                 if calls:
-                    with stop.sending_on():
+                    with sending_on():
                         await anyio.sleep_forever()
                 with anyio.CancelScope(shield=True):
                     await committed.wait()
@@ -102,15 +102,41 @@ async def test_a_stretch_of_work_is_abandoned_in_its_call_and_nothing_shielded_i
             assert ended == ["a abandoned", "a kept", "a over"]
             committed.set()
     assert ended[3:] == ["b committed", "b over"]
-    assert not stop._sends
+    assert not stop._stretches
+
+
+@pytest.mark.anyio
+async def test_who_is_in_no_call_when_calls_are_abandoned_goes_on_and_makes_no_other() -> None:
+    stop = Stop()
+    answered = anyio.Event()
+    ended: list[str] = []
+
+    async def work() -> None:
+        with stop.stretch():
+            with sending_on():
+                pass
+            await answered.wait()
+            ended.append("kept")
+            with pytest.raises(Stopped), sending_on():
+                pytest.fail("it began")
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as crowd:
+            crowd.start_soon(work)
+            await anyio.wait_all_tasks_blocked()
+            stop.request(ValueError())
+            stop.abandon()
+            await anyio.wait_all_tasks_blocked()
+            answered.set()
+    assert ended == ["kept"]
 
 
 @pytest.mark.anyio
 async def test_nothing_begins_once_a_stop_was_asked_for() -> None:
     stop = Stop()
     stop.request(ValueError())
-    for way in (stop.waiting, stop.sending, stop.sending_on):
-        with pytest.raises(Stopped), way():
+    for way in (stop.waiting, stop.sending, sending_on):
+        with stop.stretch(), pytest.raises(Stopped), way():
             pytest.fail("it began")
 
 
@@ -134,6 +160,6 @@ async def test_somebody_elses_cancellation_is_not_a_stop() -> None:
     assert scope.cancelled_caught
     assert stop.cause is None
 
-    with anyio.move_on_after(0) as scope, stop.stretch(), stop.sending_on():
+    with anyio.move_on_after(0) as scope, stop.stretch(), sending_on():
         await anyio.sleep_forever()
     assert scope.cancelled_caught

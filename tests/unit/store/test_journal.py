@@ -30,6 +30,7 @@ from pipeline.store.journal import (
     Part,
     Span,
     Totals,
+    pack,
 )
 
 FAILED = ErrorInfo(type=ErrorType.BAD_REQUEST, code="content_filter", message="no", http_status=400)
@@ -240,6 +241,36 @@ async def test_a_waiter_that_is_cancelled_takes_nothing_back(path: Path) -> None
             assert scope.cancelled_caught
         await journal.flush()
         assert ordinals_in(path) == [7]
+
+
+@pytest.mark.anyio
+async def test_what_another_process_packed_is_kept_and_counted_as_if_it_were_of_this_one(
+    path: Path, tmp_path: Path
+) -> None:
+    given = [outcome(0, 1), outcome(2, failed=True, attempts=2), outcome(*range(3, 90))]
+    async with opened(path) as journal:
+        async with anyio.create_task_group() as crowd:
+            for one in given:
+                crowd.start_soon(journal.commit, one)
+        here = replace(journal.totals), journal.pending_bytes
+    async with opened(tmp_path / "01.sqlite") as journal:
+        for done in [journal.put_packed(pack(one)) for one in given]:
+            await done
+        assert (journal.totals, journal.pending_bytes) == here
+    with JournalReader(path) as one, JournalReader(tmp_path / "01.sqlite") as other:
+        assert list(one.results(0, 99)) == list(other.results(0, 99))
+        assert [attempt for _, attempt in one.attempts()] == [attempt for _, attempt in other.attempts()]
+
+
+@pytest.mark.anyio
+async def test_the_results_of_some_rows_are_read_wherever_they_lie(path: Path) -> None:
+    async with opened(path) as journal:
+        await journal.commit(outcome(5, 1, text="a"))
+        await journal.commit(outcome(3, text="b"))
+        await journal.commit(outcome(2, 4, text="c"))
+    with JournalReader(path) as reader:
+        found = {row.ordinal: row.values for row, _ in reader.results_of([4, 1, 3, 7, 5])}
+    assert found == {1: {"output_text": "a"}, 3: {"output_text": "b"}, 4: {"output_text": "c"}, 5: {"output_text": "a"}}
 
 
 @pytest.mark.anyio
