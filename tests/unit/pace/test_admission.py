@@ -647,3 +647,13 @@ def test_another_share_left_to_others_holds_at_once(share: float, learnt: bool) 
         sent += 1
     assert sent == pytest.approx(600 * (1 - share), rel=0.05)
     assert admission.requests_per_minute == 600, "what is known of the service stays"
+
+
+def test_another_share_of_the_tokens_left_to_others_holds_at_once() -> None:
+    admission = Admission(requests_per_minute=None, tokens_per_minute=60_000, leave=0.5)
+    admission.leave(0.25, 1.0)
+    now, sent = 1.0, 0
+    while (now := admission.ready_at(now, 100)) < 61.0:
+        admission.take(now, 100)
+        sent += 100
+    assert sent == pytest.approx(45_000, rel=0.05)
