@@ -102,23 +102,37 @@ class Originals:
 
         Nor is a row done that is asked again, before it is answered. Raises DamageError, StorageError.
         """
-        found: dict[int, Done] = {}
-        with self._lock, self._journal.snapshot():
-            self._answered.look_again()
-            asks_again, renews = self._journal.asks_again, bool(self._journal.rewrites())
-            for done in self._journal.results_of(sorted(set(ordinals))):
-                found[done[0].ordinal] = done
-            for ordinal in sorted(set(ordinals) - set(found)):
-                if asks_again and self._journal.again(ordinal, ordinal):
-                    continue
+        with self._lock:
+            while True:
+                parts = None
                 try:
-                    row = self._answered.row_of_part(ordinal)
+                    with self._journal.snapshot():
+                        parts = self._journal.parts(), self._journal.rewrites()
+                        return self._found(ordinals)
                 except DamageError:
-                    if not renews:
+                    # A part that was replaced while it was read is no damage.
+                    if parts is None or parts == (self._journal.parts(), self._journal.rewrites()):
                         raise
-                    continue  # its part is being replaced, and is the old one or the new one
-                if row is not None:
-                    found[ordinal] = row
+
+    def _found(self, ordinals: Iterable[int]) -> dict[int, Done]:
+        """What the rows came to as of one moment."""
+        found: dict[int, Done] = {}
+        self._answered.look_again()
+        asks_again, renews = self._journal.asks_again, bool(self._journal.rewrites())
+        wanted = sorted(set(ordinals))
+        for done in self._journal.results_of(wanted):
+            found[done[0].ordinal] = done
+        for ordinal in sorted(set(wanted) - set(found)):
+            if asks_again and self._journal.again(ordinal, ordinal):
+                continue
+            try:
+                row = self._answered.row_of_part(ordinal)
+            except DamageError:
+                if not renews:
+                    raise
+                continue  # its part is being replaced, and is the old one or the new one
+            if row is not None:
+                found[ordinal] = row
         return found
 
     def close(self) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import orjson
 import pytest
@@ -13,9 +15,10 @@ from in_memory import Bench, Judge, Said, Service, answer_of, refusal, vector_of
 
 from pipeline import operations
 from pipeline.engines.again import Retry
-from pipeline.errors import JobFileError
+from pipeline.errors import DamageError, JobFileError
 from pipeline.model import Item, Row
 from pipeline.plan.same import Same
+from pipeline.store.answered import Originals
 from pipeline.store.ids import IdTable
 from pipeline.store.verify import verify_folder
 from pipeline.views.plan import make_plan
@@ -117,6 +120,32 @@ async def test_rows_fail_with_the_one_that_was_asked_and_a_retry_asks_once_more(
     assert (summary.state, summary.rows.failed) == ("complete", 0)
     assert asked(again) == {"a": 1}
     assert_given(bench)
+
+
+class Meanwhile(list[int]):
+    """Ordinals; when they are looked at first, something happens."""
+
+    def __init__(self, ordinals: list[int], happens: Callable[[], object]) -> None:
+        super().__init__(ordinals)
+        self._happens: Callable[[], object] | None = happens
+
+    def __iter__(self) -> Iterator[int]:
+        happens, self._happens = self._happens, None
+        if happens is not None:
+            happens()
+        return super().__iter__()
+
+
+def test_a_part_that_is_replaced_while_it_is_looked_at_is_no_damage(tmp_path: Path) -> None:
+    bench = bench_of(tmp_path, fail_on="never")
+    anyio.run(bench.run, Service(fails_a))
+    with Originals(bench.layout) as originals:
+        found = originals.find(Meanwhile([1], lambda: anyio.run(lambda: bench.run(Service(), retry=Retry()))))
+        assert (found[1][0].values or {})["output_text"] == answer_of("b")
+        part = bench.parts()[0]
+        part.write_bytes(part.read_bytes()[:-10] + b"0123456789")
+    with Originals(bench.layout) as originals, pytest.raises(DamageError):
+        originals.find([1])
 
 
 async def test_a_retry_in_another_wording_asks_once_and_is_no_answer_to_the_old_one(tmp_path: Path) -> None:
