@@ -33,6 +33,13 @@ PRICED = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def tokenizers() -> None:
+    """Load them before: a short run waits half a second for its prediction, which a busy machine needs for them."""
+    for model in ("text-embedding-3-small", "gpt-4o-mini", "unknown"):
+        count(["x"], model)
+
+
 def bench_of(folder: Path, *, rows: int, **changes: object) -> Bench:
     changed = {"deployments": [PRICED], "output": {"part_rows": 1_000}, **changes}
     return Bench(folder=folder, changes=changed).texts(*(f"quay {n % SAMPLED_ROWS}" for n in range(rows)))
