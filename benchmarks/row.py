@@ -31,6 +31,7 @@ import uvloop
 
 from pipeline import operations
 from pipeline.job.load import load_job
+from pipeline.memory import collect_seldom
 from pipeline.run import run_job
 from pipeline.service.wire import Whole
 
@@ -168,6 +169,7 @@ def main() -> None:
     parser.add_argument("--json")
     options = parser.parse_args()
     measure(options.operation, 1_000, options.workers, profiled=False)
+    collect_seldom()  # as the command does
     rounds = [
         measure(options.operation, options.rows, options.workers, profiled=options.profile)
         for _ in range(1 if options.profile else options.rounds)
