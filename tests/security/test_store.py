@@ -15,7 +15,7 @@ import orjson
 import pytest
 from in_memory import Bench, Said, Service, refusal
 
-from pipeline.errors import StorageError
+from pipeline.errors import JobFileError, PipelineError, StorageError
 
 CANARY = "canary-7f3a91"
 NAMES = re.compile(
@@ -94,14 +94,16 @@ def somebody_elses(bench: Bench) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("fresh", [False, True])
-@pytest.mark.parametrize("plant", [link, everybodys, somebody_elses])
+@pytest.mark.parametrize(
+    ("plant", "refusal"), [(link, StorageError), (everybodys, StorageError), (somebody_elses, JobFileError)]
+)
 async def test_a_folder_that_is_not_safely_its_own_is_refused_before_anything_is_sent(
-    bench: Bench, plant: Callable[[Bench], None], fresh: bool  # noqa: FBT001
+    bench: Bench, plant: Callable[[Bench], None], refusal: type[PipelineError], fresh: bool  # noqa: FBT001
 ) -> None:  # fmt: skip
     plant(bench)
     before = sorted(inside(bench))
     service = Service()
-    with pytest.raises(StorageError):
+    with pytest.raises(refusal):
         await bench.run(service, fresh=fresh)
     assert service.calls == []
     assert sorted(inside(bench)) == before
