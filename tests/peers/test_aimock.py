@@ -53,7 +53,7 @@ def aimock(folder: Path) -> Iterator[str]:
                 time.sleep(0.05)
         yield url
     finally:
-        process.terminate()
+        process.kill()  # asked to end, it waits for connections that others keep
         process.wait(10)
 
 
