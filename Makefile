@@ -101,7 +101,7 @@ $(BENCH_READY): $(READY) requirements-bench.lock
 bench: $(READY) $(BENCH_READY) ## measure rows beside other clients, the wire and the use of quotas; DOCS=1 writes docs/performance.md
 	@$(BIN)/python benchmarks/peers.py --peers-python $(BENCH)/bin/python --json out/bench/peers.json \
 		$(if $(DOCS),--docs docs/performance.md --plot docs/performance.svg,--plot out/bench/peers.svg)
-	@BENCHMARK_INPUTS=256 $(BIN)/python benchmarks/peers.py --embeddings-alone --only pipeline aiohttp --json out/bench/packs.json
+	@$(BIN)/python benchmarks/size.py --rows 200000 --input jsonl --floats 1536 --json out/bench/packs.json
 	@$(BIN)/python benchmarks/row.py --json out/bench/row.json
 	@$(BIN)/python benchmarks/wire.py --json out/bench/wire.json
 	@$(BIN)/python benchmarks/wire.py --tls --json out/bench/tls.json

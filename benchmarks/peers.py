@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any, cast
 
 DIMENSIONS = 1536
-INPUTS = int(os.environ.get("BENCHMARK_INPUTS", "16"))
+INPUTS = 16
 """Texts that one embeddings request holds."""
 MOST_S = 4.0
 """Seconds that the latency alone may make a run last; fewer rows are sent where they would take longer."""
@@ -554,7 +554,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--latency-ms", type=float, default=20.0)
     parser.add_argument("--in-flight", type=int, nargs="+", default=[10, 100, 500, 2000])
-    parser.add_argument("--embeddings-alone", action="store_true", help="measure no chat")
     parser.add_argument("--only", nargs="+", choices=list(CLIENTS), help="these clients alone")
     parser.add_argument("--peers-python", help="an interpreter with litellm and matplotlib")
     parser.add_argument("--json")
@@ -642,12 +641,12 @@ def compared(options: argparse.Namespace) -> dict[str, Any]:
     print(f"the server alone: {most:,.0f} requests/s over 100 connections")
     print("operation  flight latency    rows/s  CPU µs/req  CPU µs/row")
     figures = []
-    for in_flight in [] if options.embeddings_alone else options.in_flight:
+    for in_flight in options.in_flight:
         # The cookbook's way has no bound in flight, so it is measured once.
         some = [client for client in clients if client != "cookbook" or in_flight == 100]
         figures += compare(some, "chat", in_flight, options.latency_ms, options)
     figures += compare(clients, "embeddings", 100, options.latency_ms, options)
-    figures += bound(options) if "pipeline" in clients and not options.embeddings_alone else []
+    figures += bound(options) if "pipeline" in clients else []
     return {
         "machine": before,
         "load_after": os.getloadavg()[0],

@@ -1,11 +1,11 @@
 """What grows with the rows: memory and cost at a million and at ten million, and the way back into a killed run.
 
-    python benchmarks/size.py [--rows 1000000 10000000] [--input jsonl parquet] [--json FILE]
+    python benchmarks/size.py [--rows 1000000 10000000] [--input jsonl parquet] [--floats 32] [--json FILE]
 
-Rows are embedded as vectors of 32 floats, so that ten million fit the disk: 2 GB for an input, 6 GB for its results, in
-the temporary folder. The server stops answering when less than a part is left, the run is then killed, and started
-again: the time from the start of the command to its first request is what it took to find the place. Peak memory is
-that of the whole first invocation, sampled twenty times a second.
+Rows are embedded, 256 a request, as vectors of 32 floats, so that ten million fit the disk. The server stops answering
+when less than a part is left, the run is then killed, and started again: the time from the start of the command to its
+first request is what it took to find the place. Peak memory is that of the whole first invocation, sampled twenty times
+a second.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from peers import machine
 
-FLOATS = 32
 INPUTS = 256
 WORKERS = 16
 LEFT = 20_000
@@ -38,7 +37,6 @@ LEFT = 20_000
 MARK = b" turns twice a day."
 WRITTEN_AT_ONCE = 100_000
 SAMPLED_EVERY_S = 0.05
-VECTOR = base64.b64encode(struct.pack(f"<{FLOATS}f", *(1 / (n + 1) for n in range(FLOATS)))).decode()
 
 
 class Server(asyncio.Protocol):
@@ -46,6 +44,7 @@ class Server(asyncio.Protocol):
 
     most = 0
     answered = 0
+    vector = ""
     first_at: float | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -72,7 +71,7 @@ class Server(asyncio.Protocol):
 
 def answer(texts: int) -> bytes:
     """The whole reply."""
-    data = [{"object": "embedding", "index": index, "embedding": VECTOR} for index in range(texts)]
+    data = [{"object": "embedding", "index": index, "embedding": Server.vector} for index in range(texts)]
     usage = {"prompt_tokens": 12 * texts, "total_tokens": 12 * texts}
     body = json.dumps({"object": "list", "data": data, "model": "text-embedding-3-small", "usage": usage}).encode()
     return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body
@@ -106,8 +105,9 @@ def write_input(folder: Path, rows: int, form: str) -> str:
     return path.name
 
 
-def measure(port: int, rows: int, form: str) -> dict[str, Any]:
+def measure(port: int, rows: int, form: str, floats: int) -> dict[str, Any]:
     """Run, kill, run again; what was seen."""
+    Server.vector = base64.b64encode(struct.pack(f"<{floats}f", *(1 / (n + 1) for n in range(floats)))).decode()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         deployment = {"endpoint": f"http://127.0.0.1:{port}", "api": "openai", "deployment": "d", "key": "${K}"}
@@ -115,7 +115,7 @@ def measure(port: int, rows: int, form: str) -> dict[str, Any]:
         job = {
             "operation": "embeddings",
             "input": {"path": write_input(folder, rows, form), "id": "id"},
-            "request": {"input": "{{ text }}", "dimensions": FLOATS},
+            "request": {"input": "{{ text }}", "dimensions": floats},
             "deployments": [deployment | limits | {"model": "text-embedding-3-small", "max_inputs": INPUTS}],
             "run": {"workers": WORKERS},
             "output": {"path": "out"},
@@ -140,6 +140,7 @@ def measure(port: int, rows: int, form: str) -> dict[str, Any]:
         return {
             "rows": rows,
             "input": form,
+            "floats": floats,
             "rows_per_second": round(answered / took_s),
             "cpu_us_per_row": round(cpu_s / answered * 1e6, 1),
             "peak_mb": round(peak / 1e6, 1),
@@ -176,6 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
     parser.add_argument("--input", choices=["jsonl", "parquet"], nargs="+", default=["jsonl", "parquet"])
+    parser.add_argument("--floats", type=int, default=32)
     parser.add_argument("--json")
     options = parser.parse_args()
     found: dict[str, Any] = {"machine": machine(), "figures": []}
@@ -183,7 +185,7 @@ def main() -> None:
     port = serving()
     for form in options.input:
         for rows in options.rows:
-            found["figures"].append(measure(port, rows, form))
+            found["figures"].append(measure(port, rows, form, options.floats))
             print(json.dumps(found["figures"][-1]), flush=True)
     if options.json:
         Path(options.json).write_text(json.dumps(found, indent=1))
