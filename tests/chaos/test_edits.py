@@ -44,6 +44,7 @@ WITH: Mapping[str, dict[str, str]] = {
     "deployments.0.token": {"deployments.0.auth": "token"},
     "output.format": {"output.raw": "all"},
     "run.max_cost": {"deployments.0.price": "{input: 1.0, output: 1.0}"},
+    "run.processes": {"run.workers": "2"},
 }
 """What a value needs beside it to make a job."""
 VALUES: Mapping[str, str] = {
