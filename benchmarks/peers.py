@@ -95,10 +95,8 @@ REPLIES = {
 }
 
 
-class Server(asyncio.Protocol):
-    """Answers each whole request, after the latency."""
-
-    latency_s = 0.0
+class Requests(asyncio.Protocol):
+    """Puts requests together, one at a time on a connection, and hands each to `asked`."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -114,14 +112,31 @@ class Server(asyncio.Protocol):
         length = int(head[at:].split(b"\r\n", 1)[0])
         if len(self._came) < end + 4 + length:
             return
+        request, self._came = self._came, bytearray()
+        self.asked(head, request)
+
+    def asked(self, head: bytes, request: bytearray) -> None:
+        """Answer a request; `head` is its head in lower case."""
+        raise NotImplementedError
+
+    def answer(self, reply: bytes) -> None:
+        """Write a whole reply."""
+        self._transport.write(reply)
+
+
+class Server(Requests):
+    """Answers each request, after the latency."""
+
+    latency_s = 0.0
+
+    def asked(self, head: bytes, request: bytearray) -> None:
         kind = "chat"
         if b"/embeddings" in head[: head.find(b"\r\n")]:
-            kind = "base64" if self._came.find(b'"base64"', end) > 0 else "floats"
-        self._came.clear()
+            kind = "base64" if b'"base64"' in request else "floats"
         if self.latency_s:
-            asyncio.get_running_loop().call_later(self.latency_s, self._transport.write, REPLIES[kind])
+            asyncio.get_running_loop().call_later(self.latency_s, self.answer, REPLIES[kind])
         else:
-            self._transport.write(REPLIES[kind])
+            self.answer(REPLIES[kind])
 
 
 async def serve(latency_s: float) -> None:

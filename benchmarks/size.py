@@ -23,12 +23,12 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from peers import machine
+from peers import Requests, machine
 
 INPUTS = 256
 WORKERS = 16
@@ -39,7 +39,7 @@ WRITTEN_AT_ONCE = 100_000
 SAMPLED_EVERY_S = 0.05
 
 
-class Server(asyncio.Protocol):
+class Server(Requests):
     """Answers with a vector for each text, until `most` are answered; notes when the first request came."""
 
     most = 0
@@ -47,29 +47,16 @@ class Server(asyncio.Protocol):
     vector = ""
     first_at: float | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        self._came = bytearray()
-
-    def data_received(self, data: bytes) -> None:
-        self._came += data
-        end = self._came.find(b"\r\n\r\n")
-        if end < 0:
-            return
-        head = bytes(self._came[:end]).lower()
-        length = int(head[head.find(b"content-length:") + 15 :].split(b"\r\n", 1)[0])
-        if len(self._came) < end + 4 + length:
-            return
+    def asked(self, head: bytes, request: bytearray) -> None:  # noqa: ARG002 - all requests are alike
         if Server.first_at is None:
             Server.first_at = time.monotonic()
-        texts = self._came.count(MARK)
-        self._came.clear()
+        texts = request.count(MARK)
         if Server.answered + texts <= Server.most:
             Server.answered += texts
-            self._transport.write(answer(texts))
+            self.answer(reply(texts))
 
 
-def answer(texts: int) -> bytes:
+def reply(texts: int) -> bytes:
     """The whole reply."""
     data = [{"object": "embedding", "index": index, "embedding": Server.vector} for index in range(texts)]
     usage = {"prompt_tokens": 12 * texts, "total_tokens": 12 * texts}
