@@ -13,8 +13,8 @@ import subprocess
 import sys
 import time
 import urllib.request
+from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def deployment_of(
 
 @dataclass(slots=True, kw_only=True)
 class Scene:
-    """A job, its input and its simulator, in a folder of their own."""
+    """A job, its input and its simulator, in a folder of their own. `begun` tells, in epoch seconds, when runs were."""
 
     folder: Path
     operation: str
@@ -66,6 +66,7 @@ class Scene:
     wrap: tuple[str, ...] = ()
     asking: Kind | None = None
     asked_before: int = 0
+    begun: list[float] = field(default_factory=list)
     out: Path = field(default=Path())
     run: dict[str, Any] = field(default_factory=dict)
     deployment: dict[str, Any] = field(default_factory=dict)
@@ -120,6 +121,7 @@ class Scene:
     def start(self) -> Popen:
         """Start `pipeline run` in a process group of its own."""
         self.asked_before = self.asked()
+        self.begun.append(time.time())
         arguments = ["run", str(self.job), "--progress", "none", "--json"]
         errors = self.folder / "stderr.txt"
         if self.forked is not None:
@@ -162,12 +164,11 @@ class Scene:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kill:
-    """One SIGKILL: when, in epoch seconds, and how many requests the simulator held just before.
+    """One SIGKILL: how many requests the simulator held just before.
 
     `first_s` is the time in seconds from the start of the run that it ended to that run's first request.
     """
 
-    at: float
     in_flight: int
     first_s: float
 
@@ -183,12 +184,20 @@ def kill_while_in_flight(scene: Scene, dice: random.Random, *, within_s: tuple[f
         until = time.monotonic() + 5
         while (in_flight := scene.in_flight()) == 0 and time.monotonic() < until:
             time.sleep(0.002)
-        at = time.time()
         os.killpg(process.pid, signal.SIGKILL)
     finally:
         process.kill()
         process.wait()
-    return Kill(at=at, in_flight=in_flight, first_s=first_s)
+    _settle(scene)
+    return Kill(in_flight=in_flight, first_s=first_s)
+
+
+def _settle(scene: Scene) -> None:
+    """Wait until the simulator has taken in what a run that is gone had left in its sockets."""
+    before = -1
+    while (asked := scene.asked()) != before:
+        before = asked
+        time.sleep(0.02)
 
 
 def wait_for_a_request(scene: Scene, process: Popen) -> float | None:
@@ -201,21 +210,22 @@ def wait_for_a_request(scene: Scene, process: Popen) -> float | None:
     return time.monotonic() - began
 
 
-def resent_after(scene: Scene, ends: Sequence[float]) -> list[int]:
-    """For each run that ended at a moment of `ends`, in epoch seconds, how many of its requests were sent again.
+def resent_after(scene: Scene) -> list[int]:
+    """For each run of the scene but its last, in their order, how many of its requests later runs sent again.
 
-    A request counts when a later run sent it whole or in part.
+    A request counts when a later run sent it whole or in part. It is the run's that had begun last when it came in: a
+    service reads what was sent to it just before a kill just after, a large body more so.
     """
     last_sent: dict[str, tuple[int, tuple[int, int]]] = {}
     blamed: dict[int, set[tuple[int, int]]] = defaultdict(set)
     for call in arrivals(scene.ledger):
-        run = sum(end < call.t for end in ends)
+        run = bisect_right(scene.begun, call.t)
         for key in call.keys:
             before = last_sent.get(key)
             if before is not None and before[0] < run:
                 blamed[before[0]].add(before[1])
             last_sent[key] = (run, (call.session, call.seq))
-    return [len(blamed[index]) for index in range(len(ends))]
+    return [len(blamed[run]) for run in range(1, len(scene.begun))]
 
 
 def calls_by_row(scene: Scene) -> Counter[int]:

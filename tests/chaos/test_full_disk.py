@@ -84,14 +84,13 @@ def _fill_and_go_on(folder: Path, operation: str, dice: random.Random, forked: F
             forked=forked,
         )
         ended_s = _fill_during_a_run(scene, disk, dice)
-        moment = time.time()
         unkept = len(answered_rows(scene) - kept_rows(scene))
         _assert_no_half_part(scene)
         assert scene.finish() == 5, f"the disk is still full: {scene.said()}"
         grow(disk, megabytes=256)
         assert scene.finish() == 0, scene.said()
         found = harm(scene)
-        resent = resent_after(scene, [moment])[0]
+        resent = resent_after(scene)[0]
         assert_whole(scene)
     return Filled(ended_s=ended_s, unkept=unkept, resent=resent, harm=found)
 

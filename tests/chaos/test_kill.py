@@ -64,7 +64,7 @@ def test_sigkill_at_random_times_loses_nothing_and_resends_at_most_a_request_a_w
             assert kill is not None, f"the run ended after {len(kills)} kills: give it more rows\n{scene.said()}"
             kills.append(kill)
         assert scene.finish() == 0, scene.said()
-    resent = resent_after(scene, [kill.at for kill in kills])
+    resent = resent_after(scene)
     found = harm(scene)
     record(
         fault="F1",
@@ -123,7 +123,7 @@ def test_sigkill_costs_rows_in_pieces_at_most_a_piece_a_worker_and_changes_no_re
             assert scene.finish() == 0, scene.said()
         results.append(read_parts(scene.out).select(columns).to_pylist())
         asked.append({key for call in arrivals(ledger) for key in call.keys})
-    resent = resent_after(scene, [kill.at for kill in kills])
+    resent = resent_after(scene)
     counted = [Counter(json.dumps(row) for row in table) for table in results]
     record(
         fault="F1",

@@ -61,13 +61,13 @@ def test_after_power_loss_every_acknowledged_row_is_there(tmp_path: Path, operat
             out=disk.root / "out",
             forked=Forked(),
         )
-        moments, first_s, witnessed = [], [], 0
+        first_s, witnessed = [], 0
         for _ in range(losses):
-            acknowledged = _lose_power_in_a_run(scene, disk, dice, moments, first_s)
+            acknowledged = _lose_power_in_a_run(scene, disk, dice, first_s)
             witnessed += len(acknowledged)
             _assert_the_disk_kept(scene, acknowledged)
         assert scene.finish() == 0, scene.said()
-        resent = resent_after(scene, moments)
+        resent = resent_after(scene)
         found = harm(scene)
         record(
             fault="F4",
@@ -84,18 +84,15 @@ def test_after_power_loss_every_acknowledged_row_is_there(tmp_path: Path, operat
         assert max(resent) <= WORKERS
 
 
-def _lose_power_in_a_run(
-    scene: Scene, disk: Disk, dice: random.Random, moments: list[float], first_s: list[float]
-) -> set[int]:
+def _lose_power_in_a_run(scene: Scene, disk: Disk, dice: random.Random, first_s: list[float]) -> set[int]:
     """Run, lose the power at a random time, come back; returns the rows that were acknowledged just before."""
     process = scene.start()
     try:
         begun_s = wait_for_a_request(scene, process)
-        assert begun_s is not None, f"the run ended after {len(moments)} losses: give it more rows\n{scene.said()}"
+        assert begun_s is not None, f"the run ended after {len(first_s)} losses: give it more rows\n{scene.said()}"
         first_s.append(begun_s)
         time.sleep(dice.uniform(0.0, 0.35))
         acknowledged = kept_rows(scene)
-        moments.append(time.time())
         disk.lose_power()
         os.killpg(process.pid, signal.SIGKILL)
     finally:

@@ -35,7 +35,6 @@ def test_a_signal_ends_a_run_in_its_grace_and_nothing_is_asked_again(
     dice = random.Random(f"{SEED} {number.name} {twice}")
     signals = count(quick=5, full=50)
     ledger = tmp_path / "ledger.jsonl"
-    moments, ended_s = [], []
     with start_simulator({**OPAQUE, "latency": {"median_ms": REPLY_MS, "sigma": 0}}, ledger=ledger) as slow:
         scene = Scene(
             folder=tmp_path,
@@ -45,13 +44,11 @@ def test_a_signal_ends_a_run_in_its_grace_and_nothing_is_asked_again(
             ledger=ledger,
             forked=Forked(),
         )
-        for _ in range(signals):
-            ended_s.append(_signal_a_run(scene, dice, number, twice=twice))
-            moments.append(time.time())
+        ended_s = [_signal_a_run(scene, dice, number, twice=twice) for _ in range(signals)]
     with start_simulator(OPAQUE, ledger=ledger) as quick:
         scene.ask(quick)
         assert scene.finish() == 0, scene.said()
-    resent = resent_after(scene, moments)
+    resent = resent_after(scene)
     found = harm(scene)
     record(
         fault="F6",
@@ -71,7 +68,7 @@ def test_calls_that_outlast_the_grace_are_left_and_asked_again(tmp_path: Path) -
     dice = random.Random(f"{SEED} grace")
     signals = count(quick=3, full=20)
     ledger = tmp_path / "ledger.jsonl"
-    moments, ended_s = [], []
+    ended_s = []
     with start_simulator({**OPAQUE, "latency": {"median_ms": 600_000, "sigma": 0}}, ledger=ledger) as stuck:
         scene = Scene(
             folder=tmp_path,
@@ -85,11 +82,10 @@ def test_calls_that_outlast_the_grace_are_left_and_asked_again(tmp_path: Path) -
         for _ in range(signals):
             number = dice.choice([signal.SIGTERM, signal.SIGINT])
             ended_s.append(_signal_a_run(scene, dice, number, twice=False, within_s=SHORT_GRACE_S + LATE_S))
-            moments.append(time.time())
     with start_simulator(OPAQUE, ledger=ledger) as quick:
         scene.ask(quick)
         assert scene.finish() == 0, scene.said()
-    resent = resent_after(scene, moments)
+    resent = resent_after(scene)
     found = harm(scene)
     record(
         fault="F6",
