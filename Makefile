@@ -72,7 +72,7 @@ SEED ?= 20
 # $(call faults,LINES,PYTEST OPTIONS,REPORT OPTIONS): run the fault tests, then the report; either may fail it.
 faults = mkdir -p $(FAULTS); rm -f $(1); echo "seed $(SEED)"; status=0; \
 	PIPELINE_FAULT_REPORT=$(CURDIR)/$(1) PIPELINE_SEED=$(SEED) \
-	$(BIN)/python -m pytest tests/chaos tests/security/test_bombs.py --numprocesses 2 --dist worksteal -rs $(2) || status=1; \
+	$(BIN)/python -m pytest tests/chaos tests/security/test_bombs.py --numprocesses 4 --dist worksteal -rs $(2) || status=1; \
 	$(BIN)/python tests/chaos/report.py $(1) --need $(or $(FAULT),$(NEEDED)) $(3) || status=1; exit $$status
 
 chaos-quick: $(READY) ## try the faults that make test leaves out, at their quick counts: FAULT=F4,F5 for some, SEED=… replays
