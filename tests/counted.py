@@ -1,4 +1,4 @@
-"""Imported by servers that fork runs: by whose tokenizers runs count, which take half a second each to load."""
+"""Imported by servers that fork runs: by whose tokenizers runs count, which take some time to load."""
 
 from pipeline.job.tokens import count
 

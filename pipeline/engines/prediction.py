@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 SAMPLED_ROWS = 500
 """Rows at the beginning of the input that are looked at: all that takes no time."""
 LONGEST_TEXT = 20_000
-"""Characters of a text beyond which its tokens are estimated: the tokenizer holds the interpreter while it counts."""
+"""Characters of a text beyond which its tokens are estimated: to count many such takes longer than a look may."""
 LONGEST_S = 0.5
 """Seconds after which no further rows are looked at, and for which a run that has ended waits for those."""
 

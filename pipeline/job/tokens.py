@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
-from typing import cast
+from typing import Protocol, cast
 
 CHARACTERS_A_TOKEN = 4
+LONG_TEXT = 20_000
+"""Characters of a text beyond which counting takes so long that the event loop should not wait for it."""
+SPECIAL = "<|"
+"""What every special token begins with."""
 
 # The first prefix that fits decides. Source: tiktoken 0.14, model.py; its Azure spelling of gpt-3.5 included.
 _ENCODINGS = (
@@ -30,6 +34,19 @@ _MAX_INPUT_TOKENS = {
 }
 
 
+class _Tokenizer(Protocol):
+    """What is used of the tokenizer, which has no types. Threads may share it."""
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        """Give the tokens of a text; special tokens written out in it are ordinary text."""
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Give those of several; special tokens written out in them are special."""
+
+    def decode_bytes(self, tokens: list[int]) -> bytes:
+        """Give the bytes that tokens stand for."""
+
+
 def encoding_for(model: str) -> str:
     """The name of a model's encoding; `o200k_base`, that of all newer models, where the model is not known."""
     return next((encoding for prefix, encoding in _ENCODINGS if model.startswith(prefix)), "o200k_base")
@@ -41,12 +58,12 @@ def estimate(characters: int) -> int:
 
 
 @cache
-def _counter() -> Callable[..., list[int]] | None:
+def _tokenizer(encoding: str) -> _Tokenizer | None:
     try:
-        from toktok import batch_count  # noqa: PLC0415 - a compiled package of 20 MB, not there on every platform
+        from splintr import Tokenizer  # noqa: PLC0415 - a compiled package of 19 MB, not there on every platform
     except ImportError:
         return None
-    return cast("Callable[..., list[int]]", batch_count)
+    return cast("_Tokenizer", Tokenizer.from_pretrained(encoding))
 
 
 def count(texts: Sequence[str], model: str) -> list[int]:
@@ -54,19 +71,10 @@ def count(texts: Sequence[str], model: str) -> list[int]:
 
     Special tokens written out in a text count as ordinary text, as the services count them.
     """
-    counter = _counter()
-    if counter is None:
+    tokenizer = _tokenizer(encoding_for(model))
+    if tokenizer is None:
         return [estimate(len(text)) for text in texts]
-    return counter(texts, encoding_for(model))
-
-
-@cache
-def _cutter() -> Callable[[str, int, str], tuple[str, int]] | None:
-    try:
-        from toktok import truncate  # noqa: PLC0415 - a compiled package of 20 MB, not there on every platform
-    except ImportError:
-        return None
-    return cast("Callable[[str, int, str], tuple[str, int]]", truncate)
+    return [len(_encoded(tokenizer, text)) for text in texts]
 
 
 def cut(text: str, most: int, model: str) -> str:
@@ -74,8 +82,18 @@ def cut(text: str, most: int, model: str) -> str:
 
     No character is cut in two. `most` is at least one.
     """
-    cutter = _cutter()
-    return text[: most * CHARACTERS_A_TOKEN] if cutter is None else cutter(text, most, encoding_for(model))[0]
+    tokenizer = _tokenizer(encoding_for(model))
+    if tokenizer is None:
+        return text[: most * CHARACTERS_A_TOKEN]
+    # A token may end within a character, whose bytes are then left out.
+    return tokenizer.decode_bytes(_encoded(tokenizer, text)[:most]).decode("utf-8", "ignore")
+
+
+def _encoded(tokenizer: _Tokenizer, text: str) -> list[int]:
+    """The tokens of a text. Only a batch lets go of the interpreter, and only without special tokens is it the same."""
+    if len(text) > LONG_TEXT and SPECIAL not in text:
+        return tokenizer.encode_batch([text])[0]
+    return tokenizer.encode_ordinary(text)
 
 
 def at_most(text: str) -> int:

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.job.tokens import at_most, count, cut, encoding_for, estimate, max_input_tokens
+from pipeline.job.tokens import LONG_TEXT, at_most, count, cut, encoding_for, estimate, max_input_tokens
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,37 @@ def test_counts_are_those_of_the_vocabulary() -> None:
 
 def test_a_special_token_written_out_is_ordinary_text() -> None:
     assert count(["<|endoftext|>"], "gpt-4o")[0] > 1
+
+
+# Agreed on by rs-bpe 0.1.0.
+@pytest.mark.parametrize(
+    ("text", "model", "tokens"),
+    [
+        ("The tide turns twice a day at the quay, and 42 boats leave. " * 12, "gpt-4o", 193),
+        ("The tide turns twice a day at the quay, and 42 boats leave. " * 12, "text-embedding-3-small", 205),
+        (" " * 1_000_000, "gpt-4o", 7_813),
+        ("漢" * 300_000, "text-embedding-3-small", 600_000),
+    ],
+)
+def test_counts_are_those_that_other_tokenizers_come_to(text: str, model: str, tokens: int) -> None:
+    assert count([text], model) == [tokens]
+
+
+@pytest.mark.parametrize("size", [100, LONG_TEXT + 100])
+def test_a_special_token_in_a_text_of_any_length_is_ordinary(size: int) -> None:
+    before, text = "w " * (size // 2), "<|endoftext|>"
+    (apart,), (alone,) = count([before], "gpt-4o"), count([text], "gpt-4o")
+    assert alone > 1
+    assert apart + alone - 1 <= count([before + text], "gpt-4o")[0] <= apart + alone
+
+
+@pytest.mark.parametrize("text", ["Tides of 漢字, é and 👩‍👩‍👧. ", "<|endoftext|> is said. "])
+def test_long_texts_are_counted_and_cut_as_short_ones(text: str) -> None:
+    short, long = text * 100, text * 2_000
+    (few,) = count([short], "gpt-4o")
+    assert abs(count([long], "gpt-4o")[0] - 20 * few) <= 20
+    assert long.startswith(cut(long, few, "gpt-4o"))
+    assert abs(len(cut(long, few, "gpt-4o")) - len(short)) <= len(text)
 
 
 @pytest.mark.parametrize(("characters", "tokens"), [(0, 0), (1, 1), (4, 1), (5, 2), (400, 100)])

@@ -149,8 +149,7 @@ def test_pieces_are_never_too_long_and_give_the_text_back(words: list[str], most
 
 
 def test_without_a_tokenizer_pieces_are_estimated(monkeypatch: pytest.MonkeyPatch, make: Any) -> None:
-    monkeypatch.setattr(tokens, "_counter", lambda: None)
-    monkeypatch.setattr(tokens, "_cutter", lambda: None)
+    monkeypatch.setattr(tokens, "_tokenizer", lambda _encoding: None)
     text = "x" * (MOST * 4) + "y"
     (asked,) = items(make("embeddings", REQUEST), text)
     assert asked.content.pieces == ("x" * (MOST * 4), "y")
