@@ -13,6 +13,7 @@ from pipeline.simulator.base import Answer, Asked, JsonOperation, Occasion, Plac
 from pipeline.simulator.config import Quirk, SimulatorConfig
 from pipeline.simulator.cost import Rounding
 from pipeline.simulator.ledger import messages_key
+from pipeline.simulator.operations._billed import billed_tokens
 from pipeline.simulator.operations._chat_checks import check_chat, message_text
 from pipeline.simulator.operations._filters import FILTERED_JSON, PROMPT_JSON, SAFE_JSON
 from pipeline.simulator.operations._text import (
@@ -203,7 +204,7 @@ def _usage(asked: Asked, place: Place, choices: Sequence[_Choice]) -> dict[str, 
     messages = asked.body["messages"]
     pictures = _pictures(messages)
     seen = sum(_SMALL_PICTURE_TOKENS if detail == "low" else _PICTURE_TOKENS for detail in pictures)
-    prompt = 3 + sum(3 + estimated_tokens(text) for text in asked.texts) + seen
+    prompt = billed_tokens(asked.body, messages, "tools", "functions", "response_format") + seen
     reasoning = _reasoning_tokens(asked.body, place) * len(choices)
     completion = sum(choice.tokens for choice in choices) + reasoning
     return {

@@ -21,6 +21,7 @@ from pipeline.simulator.base import (
 from pipeline.simulator.config import SimulatorConfig
 from pipeline.simulator.cost import Rounding
 from pipeline.simulator.ledger import messages_key
+from pipeline.simulator.operations._billed import billed_tokens
 from pipeline.simulator.operations._filters import FILTERED_JSON, PROMPT_SAFE_JSON, SAFE_JSON
 from pipeline.simulator.operations._responses_checks import check_responses, item_text
 from pipeline.simulator.operations._text import Lengths, cut_to, first_sentence, fit_json, pieces, typed_event
@@ -205,13 +206,18 @@ def _items(key: str, output: _Output, *, reasons: bool) -> list[dict[str, Any]]:
     return items
 
 
+def framed(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Give what is billed as messages: instructions are one, as any other."""
+    given, instructions = body["input"], body.get("instructions")
+    messages = [{"role": "user", "content": given}] if isinstance(given, str) else list(given)
+    return [{"role": "system", "content": instructions}, *messages] if instructions else messages
+
+
 def _response(asked: Asked, place: Place, occasion: Occasion, output: _Output) -> dict[str, Any]:
     body = asked.body
     reason = output.incomplete_reason
     echoed = {name: default if body.get(name) is None else body[name] for name, default in _ECHOED.items()}
-    instructions = body.get("instructions")
-    texts = (instructions, *asked.texts) if instructions else asked.texts  # instructions are a message, as any other
-    prompt = 3 + sum(3 + estimated_tokens(text) for text in texts)
+    prompt = billed_tokens(body, framed(body), "tools", "text")
     answered = output.tokens + output.reasoning_tokens
     response = {
         "id": f"resp_{asked.keys[0]}",
