@@ -81,6 +81,9 @@ class Event(StrEnum):
     HTTP_RESPONSE = "http_response"
 
 
+GATHER_S = 0.05
+"""Seconds for which a run gathers what is said for debugging: what a kill may cost of its log, and nothing else."""
+
 Listener = Callable[[Mapping[str, Any]], None]
 
 
@@ -97,15 +100,15 @@ class EventLog:
     ) -> None:
         """`path`: the JSON lines file (None: none). `listener` is handed every event too. Raises StorageError.
 
-        `soon` is the event loop's `call_soon`: with it, what is said for debugging in one turn of the loop is written
-        at its end, at once. A write a line would give the interpreter's lock away as often.
+        `soon` has the event loop call something in a moment, GATHER_S in a run: with it, what is said for debugging
+        until then is written at once. A write a line would give the interpreter's lock away as often.
         """
         self._sink = _RotatingFile(path) if path is not None else None
         self._listener = listener
         self._wall = wall
         self._soon = soon
         self._thread = get_ident()
-        self._turn: list[bytes] = []
+        self._gathered: list[bytes] = []
         self._refused: StorageError | None = None
 
     def emit(self, event: Event, level: Level = Level.INFO, **fields: Any) -> None:
@@ -119,18 +122,18 @@ class EventLog:
         if self._soon is None or get_ident() != self._thread:
             self._sink.write(render(said))
             return
-        if not self._turn and level == Level.DEBUG:
-            self._soon(self._end_turn)
-        self._turn.append(render(said))
+        if not self._gathered and level == Level.DEBUG:
+            self._soon(self._write_gathered)
+        self._gathered.append(render(said))
         if level > Level.DEBUG:
-            self._end_turn()
+            self._write_gathered()
         if self._refused is not None:
             refused, self._refused = self._refused, None
             raise refused
 
-    def _end_turn(self) -> None:
+    def _write_gathered(self) -> None:
         """Write what was said since the last time."""
-        lines, self._turn = b"".join(self._turn), []
+        lines, self._gathered = b"".join(self._gathered), []
         if self._sink is not None and lines:
             try:
                 self._sink.write(lines)
@@ -152,7 +155,7 @@ class EventLog:
 
     def close(self) -> None:
         """Write what is left to write, and give the file back."""
-        self._end_turn()
+        self._write_gathered()
         if self._sink is not None:
             self._sink.close()
             self._sink = None

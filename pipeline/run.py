@@ -59,7 +59,7 @@ from pipeline.lanes.findings import Findings
 from pipeline.lanes.pulse import Pulse
 from pipeline.lanes.spending import Spending, open_spending
 from pipeline.lanes.stop import Stop
-from pipeline.log import Event, EventLog, Level, Listener
+from pipeline.log import GATHER_S, Event, EventLog, Level, Listener
 from pipeline.operations.base import Fetching, result_columns
 from pipeline.plan.carrier import Carrier
 from pipeline.plan.plan import Plan
@@ -281,7 +281,7 @@ async def _open_logs(
     layout: Layout, options: RunOptions, *, stop: Stop, clock: Clock, listener: Listener | None
 ) -> AsyncIterator[tuple[EventLog, HttpLog | None]]:
     """Note that an invocation begins, have its logs, and obey signals, for all of its stages."""
-    soon = asyncio.get_running_loop().call_soon
+    soon = partial(asyncio.get_running_loop().call_later, GATHER_S)
     log = EventLog(path=layout.log, listener=listener, wall=clock.wall, soon=soon)
     try:
         begin_invocation(layout, at=utc(clock.wall()), version=version("aoai-pipeline"))

@@ -944,19 +944,19 @@ def _insert_many(connection: Connection, into: str, columns: int, values: list[A
 
     Each statement gives the interpreter's lock away, and may then wait for it for milliseconds.
     """
-    at = 0
-    for rows in _ROWS_AT_ONCE:
+    at, left = 0, len(values) // columns
+    while left:
+        rows = next((size for size in _ROWS_AT_ONCE if left >= size), left)
         size = rows * columns
-        while len(values) - at >= size:
-            connection.execute(_insertion(into, columns, rows), values[at : at + size])
-            at += size
+        connection.execute(_insertion(into, columns, rows), values[at : at + size])
+        at, left = at + size, left - rows
 
 
-_ROWS_AT_ONCE = (64, 16, 4, 1)
-"""A few fixed sizes, so that SQLite's compiled statements are used again."""
+_ROWS_AT_ONCE = (64, 16)
+"""A few fixed sizes, and each below: so many statements of each table SQLite keeps compiled, to be used again."""
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=128)
 def _insertion(into: str, columns: int, rows: int) -> str:
     row = f"({', '.join('?' * columns)})"
     return f"INSERT INTO {into} VALUES {', '.join([row] * rows)}"  # noqa: S608 - our own names
