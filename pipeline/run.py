@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
@@ -273,10 +273,31 @@ async def _begun_again(
         return 0
     require_same_columns(ready.operation, known, parts=columns_of_parts(layout))
     begin = partial(begin_again, layout, asked=ready.asked, known=known, retry=options.retry, now=now)
+    # A row that is opened and then cannot be read again would be neither failed nor pending to those who look.
+    await anyio.to_thread.run_sync(_require_same_input, ready, layout, known)
     return await anyio.to_thread.run_sync(begin)
 
 
 @asynccontextmanager
+def _require_same_input(ready: _Ready, layout: Layout, known: Earlier) -> None:
+    """Raise InputChangedError where the input's rows are not those that were read of it."""
+    if not known.begun or known.files == _files_of(ready.source):
+        return
+    _compare(ready.asked, ready.source, ready.operation, layout)
+
+
+def _compare(job: Job, source: Source, operation: Operation, layout: Layout) -> None:
+    """Read all rows again that were read before. Raises InputChangedError. Blocking."""
+    rules = plan_rules(job, source, limit=None)
+    with JournalReader(layout.journal) as reader:
+        check_input(source, reader, values=columns_read(operation, rules), carried=rules.carried)
+
+
+def _files_of(source: Source) -> list[list[Any]]:
+    """The files of an input as the journal notes them."""
+    return [[str(file.path), file.size, file.mtime_ns, file.inode] for file in source.files]
+
+
 async def _open_logs(
     layout: Layout, options: RunOptions, *, stop: Stop, clock: Clock, listener: Listener | None
 ) -> AsyncIterator[tuple[EventLog, HttpLog | None]]:
@@ -796,7 +817,7 @@ class _Run:
     async def _begin(self, journal: Journal, known: Earlier | None, variants: dict[str, object]) -> None:
         """Note what the run is, and make sure that it is still the same input."""
         self._tell_repair()
-        files = [[str(file.path), file.size, file.mtime_ns, file.inode] for file in self.source.files]
+        files = _files_of(self.source)
         with journal.reader() as reader:
             for name in remove_strays(self.layout, reader):
                 self.log.emit(Event.STRAY_PART_REMOVED, part=name)
@@ -914,15 +935,12 @@ def _is_changed(job: Job, layout: Layout, known: Earlier) -> bool:
     """Whether the input lacks rows that were read of it, or has others in their place. Raises SourceError."""
     try:
         source = _open_source(job, known)
-        files = [[str(file.path), file.size, file.mtime_ns, file.inode] for file in source.files]
+        files = _files_of(source)
         if files == known.files:
             return False
         if [path for path, *_ in known.files] != [path for path, *_ in files[: len(known.files)]]:
             return True
-        operation = operations.get(job.operation).factory(job)
-        rules = plan_rules(job, source, limit=None)
-        with JournalReader(layout.journal) as reader:
-            check_input(source, reader, values=columns_read(operation, rules), carried=rules.carried)
+        _compare(job, source, operations.get(job.operation).factory(job), layout)
     except InputChangedError:
         return True
     except SourceError:

@@ -123,7 +123,7 @@ def check_input(
                 raise InputChangedError(
                     f"the input changed: its rows {first} to {end - 1} are not what they were when this run read "
                     "them; put the old input back, or start anew with --fresh (the old results are moved aside, not "
-                    "deleted)"
+                    "deleted). A job that has `input.incremental` from its start takes such changes"
                 )
 
 

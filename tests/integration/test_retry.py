@@ -15,7 +15,7 @@ import pytest
 from in_memory import Bench, Said, Service, answer_of, refusal
 
 from pipeline.engines.again import Retry
-from pipeline.errors import DamageError, JobChangedError, JobFileError, StoppedEarlyError
+from pipeline.errors import DamageError, InputChangedError, JobChangedError, JobFileError, StoppedEarlyError
 from pipeline.job import change
 from pipeline.store.checksums import forget_checksums
 from pipeline.store.export import Finished, Format, write_export
@@ -24,6 +24,7 @@ from pipeline.store.generations import generations
 from pipeline.store.history import invocations
 from pipeline.store.journal import BatchRecord, BatchStep, Journal, JournalReader
 from pipeline.store.rebuild import reopen
+from pipeline.store.summary import read_summary
 from pipeline.store.verify import verify_folder
 from pipeline.views.row import row_lines
 from pipeline.views.rows import find_row
@@ -416,16 +417,20 @@ async def test_batches_under_way_are_collected_before_a_retry_with_another_wordi
         await bench.run(Service(), retry=retry())
 
 
-async def test_an_input_that_changed_is_refused_and_the_retry_stays_to_be_done(bench: Bench) -> None:
-    await bench.run(Service(refuse))
+async def test_an_input_that_changed_is_refused_and_leaves_the_folder_as_it_was(bench: Bench) -> None:
+    before = await bench.run(Service(refuse))
     row = dict(bench.rows[3])
     bench.rows[3]["text"] = "text 99"
     service = Service()
-    with pytest.raises(Exception, match="input changed"):
+    with pytest.raises(InputChangedError, match="input changed"):
         await bench.run(service, retry=retry())
     assert service.calls == []
+    told = read_summary(bench.layout.summary)
+    assert (told.state, told.rows) == ("complete", before.rows)
+    with JournalReader(bench.layout.journal) as reader:
+        assert not reader.again(0, 24)
     bench.rows[3] = row
-    assert (await bench.run(service)).rows.ok == 25
+    assert (await bench.run(service, retry=retry())).rows.ok == 25
     whole(bench)
 
 
