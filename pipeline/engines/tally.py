@@ -68,6 +68,7 @@ class Tally:
         seconds = self._clock.now() - self._began
         done = totals.ok + totals.failed
         total = self._plan.rows_total
+        expected = self._plan.rows_expected if total is None else total
         active_s = seconds - (self._control.paused_s - self._paused_before_s)
         rate = (done - self._before) / active_s if active_s > 0 else 0.0
         is_steady = rate > 0 and not self._control.is_paused
@@ -103,7 +104,8 @@ class Tally:
             rows_per_second=round(rate, 1),
             started_at=self._started_at,
             updated_at=utc(self._clock.wall()),
-            eta_seconds=round((total - done) / rate, 1) if is_steady and total is not None else None,
+            eta_seconds=round(max(0, expected - done) / rate, 1) if is_steady and expected is not None else None,
+            rows_expected=expected,
             paused_since=self._control.paused_since,
             paused_seconds=round(self._control.paused_s, 3),
             workers=self._control.workers if sends else None,
@@ -132,8 +134,8 @@ class Tally:
             cause = None  # asked too late: there was nothing left to stop
         match cause:
             case None:
-                # The limit may lie beyond the input's end, and failed rows may be all that was left.
-                complete = self._limit is None or rows.total is not None
+                # The limit may lie at the input's end or beyond, and failed rows may be all that was left.
+                complete = self._limit is None or rows.pending == 0
                 if self._only_again:
                     complete = rows.pending == rows.not_in_parts == 0
                 summary = self.now("complete" if complete else "stopped")
@@ -153,7 +155,7 @@ class Tally:
 
 def spent_usd(job: Job, totals: Totals) -> float | None:
     """Dollars that the folder's rows have cost; None where a price is unknown, or rows are not billed by tokens."""
-    if totals.ok and not totals.input_tokens and not totals.output_tokens:
+    if totals.requests and totals.ok and not totals.input_tokens and not totals.output_tokens:
         return None
     batched = totals.batched_input_tokens, totals.batched_output_tokens
     online = totals.input_tokens - batched[0], totals.output_tokens - batched[1]

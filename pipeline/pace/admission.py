@@ -176,9 +176,11 @@ class Quota:
             self._bucket.at_most(now, left / self.scale + self._bucket.rate * since_s - taken)
 
     def allowed(self, now: float) -> float | None:
-        """Return what the limits allowed since the first request, None without any."""
+        """Return what the limits allowed since the first request, at least that of a span; None without any."""
         self._count_allowed(now)
-        return self._allowed or None
+        if not self._allowed:
+            return None
+        return max(self._allowed, (self.known or 0.0) * self._span_s / MINUTE_S)
 
     def _count_allowed(self, now: float) -> None:
         if self._allowed_to is not None:

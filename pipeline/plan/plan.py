@@ -85,6 +85,11 @@ class Plan:
             same=same,
         )
 
+    @property
+    def rows_expected(self) -> int | None:
+        """How many rows the run seems to have while `rows_total` is None (see Reader)."""
+        return self._reader.rows_expected
+
     def next_ready(self) -> Work | None:
         """The next work where some is ready, else None: then `next` waits for more. Saves a lock and a turn."""
         return self._ready.popleft() if self._ready else None

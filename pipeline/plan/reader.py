@@ -20,6 +20,7 @@ from pipeline.plan.ranges import (
     end_of_ranges,
 )
 from pipeline.plan.work import Packer, Settled, Task, Work
+from pipeline.sources.base import Measured
 from pipeline.sources.digest import RangeDigest
 from pipeline.store.files import storage
 from pipeline.store.journal import Again, Span
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from pipeline.operations.base import Operation
     from pipeline.plan.carrier import Carrier
     from pipeline.plan.same import Same
-    from pipeline.sources.base import Batch, Cursor, Source
+    from pipeline.sources.base import Batch, Cursor, Position, Source
     from pipeline.store.folder import Layout
     from pipeline.store.ids import IdTable
     from pipeline.store.journal import Journal
@@ -77,6 +78,7 @@ class Reader:
         self._carrier = carrier
         self._same = same
         self._source = source
+        self._measured = source if isinstance(source, Measured) else None
         self._operation = operation
         self._journal = journal
         self._layout = layout
@@ -101,8 +103,22 @@ class Reader:
                 span for span in reader.open_ranges() if not rules.only_again or reader.again(span.first, span.last)
             )
             self._next = continue_at(reader)
-            self._ends_at = end_of_ranges(reader) if rules.only_again else None
+            self._ends_at = end_of_ranges(reader)
         self._position = self._next
+
+    @property
+    def rows_expected(self) -> int | None:
+        """How many rows there seem to be, those beyond the limit left out: by the source, or by its bytes read so far.
+
+        None while neither tells. Any thread may ask.
+        """
+        if self._rules.only_again:
+            return None
+        at, rows = self._position, self._source.row_count
+        if rows is None:
+            share = None if self._measured is None else self._measured.share_before(at)
+            rows = round(at.ordinal / share) if share and at.ordinal else None
+        return rows if rows is None or self._rules.limit is None else min(rows, self._rules.limit)
 
     @property
     def spool_bytes(self) -> int:
@@ -124,7 +140,7 @@ class Reader:
         if room > 0 and self._known_digest is not None:
             room = min(room, self._known_digest[0] - at)
         if room <= 0:
-            return self._rest_here(span)
+            return self._input_ended(span) if self._ends_at_limit() else self._rest_here(span)
         batch = self._read(min(room, self._rows_at_once))
         if not batch.rows:
             return self._input_ended(span)
@@ -165,16 +181,26 @@ class Reader:
     def _total_where_it_ends(self) -> int | None:
         """How many rows the input has, where that shows without reading on."""
         if self._rules.only_again:
-            return self._total_if_no_more()
-        return self._position.ordinal if self._rules.limit is None else None
+            return self._total_if_no_more(self._ends_at)
+        if self._rules.limit is not None:
+            return self._total_if_no_more(self._ends_at if self._open_spans else self._next)
+        return self._position.ordinal
 
-    def _total_if_no_more(self) -> int | None:
-        """How many rows the input has, where every one of them is in a range."""
-        if self._ends_at is None:
+    def _ends_at_limit(self) -> bool:
+        """Whether the limit is reached, and is where the input ends, too."""
+        if self._rules.only_again or self._position.ordinal != self._rules.limit or self._cursor is None:
+            return False
+        cursor, self._cursor = self._cursor, None  # nobody reads on from behind the row that this may take
+        with closing(cursor):
+            return not cursor.read(1, RangeDigest()).rows
+
+    def _total_if_no_more(self, end: Position | None) -> int | None:
+        """How many rows the input has, where the last range ends at `end`, and no row follows."""
+        if end is None:
             return None
         values = columns_read(self._operation, self._rules)
-        with closing(self._source.open(self._ends_at, values=values, carried=self._rules.carried)) as cursor:
-            return None if cursor.read(1, RangeDigest()).rows else self._ends_at.ordinal
+        with closing(self._source.open(end, values=values, carried=self._rules.carried)) as cursor:
+            return None if cursor.read(1, RangeDigest()).rows else end.ordinal
 
     def _end_of(self, span: Span) -> int:
         """The ordinal after the last that this invocation reads of the range."""
@@ -186,6 +212,8 @@ class Reader:
     def _begin(self) -> bool:
         """Take up the next range: one that is open in the journal, else a new one. False at the limit."""
         limit = self._rules.limit
+        if limit is not None and (self._open_spans[0].first if self._open_spans else self._next.ordinal) >= limit:
+            return False
         if self._open_spans:
             # It counts as complete only once this invocation has read it to its end, and so has all of its work.
             span = replace(self._open_spans.popleft(), finish=None)
@@ -206,8 +234,6 @@ class Reader:
             self._done = bytearray()
             self._wanted = None
             self._known_digest = None
-        if limit is not None and span.first >= limit:
-            return False
         if self._cursor is None or self._position != start:
             if self._cursor is not None:
                 self._cursor.close()

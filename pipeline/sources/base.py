@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -83,6 +83,14 @@ class Source(Protocol):
 
         Batches have the carried columns in the order given.
         """
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A source that does not know its rows, but how much of it lies before a position."""
+
+    def share_before(self, position: Position) -> float | None:
+        """The share of its bytes that lie before a position, 0 to 1; None where that takes reading to know."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

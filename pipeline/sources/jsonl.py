@@ -53,12 +53,20 @@ class JsonlSource:
     ) -> None:
         self.files = tuple(files)
         self._codecs = tuple(_codec(file.path) for file in self.files)
+        sizes = tuple(itertools.accumulate((file.size for file in self.files), initial=0))
+        self._bytes_before = sizes if sizes[-1] and not any(self._codecs) else None
         self.schema = _sampled_schema(self.files, self._codecs, declared) if kept_schema is None else kept_schema
 
     @property
     def row_count(self) -> int | None:
         """None: lines are not counted before they are read."""
         return None
+
+    def share_before(self, position: Position) -> float | None:
+        """The share of the input's bytes before a position; None where a file is compressed, or all are empty."""
+        if self._bytes_before is None:
+            return None
+        return min(1.0, (self._bytes_before[position.file] + position.offset) / self._bytes_before[-1])
 
     def open(self, start: Position, *, values: frozenset[str] | None, carried: Sequence[str]) -> JsonlCursor:
         """Read from `start` on. Raises SourceError for a carried column that the schema does not hold."""

@@ -44,6 +44,7 @@ class ParquetSource:
             if more := sorted(set(schema.names).difference(self.schema.names)):
                 raise SourceError(f"{file.path}: has columns that the files before it lack: {', '.join(more)}")
             self.schema = _agreed(self.schema, schema, f"{file.path}: does not agree with the files before it")
+        self._row_count = sum(self._rows)
         if kept_schema is not None:
             self.schema = _agreed(
                 kept_schema, self.schema, f"{self.files[0].path}: does not agree with the earlier input"
@@ -52,7 +53,7 @@ class ParquetSource:
     @property
     def row_count(self) -> int | None:
         """The number of rows of all files."""
-        return sum(self._rows)
+        return self._row_count
 
     def open(self, start: Position, *, values: frozenset[str] | None, carried: Sequence[str]) -> ParquetCursor:
         """Read from `start` on. Raises SourceError for a column that the files do not hold."""

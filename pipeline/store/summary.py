@@ -123,6 +123,8 @@ class Summary:
     rows were given what another row that asks for the same came to.
     `paused_since` is there while the run is paused (ISO 8601 in UTC, `state` stays running), `paused_seconds` is how
     long this invocation was. `workers` and `leave` are those in force, None where a lane has none.
+    `rows_expected` is how many rows there seem to be, `rows.total` once that is known: before, as the input says, or by
+    its bytes read so far; None where neither tells. `eta_seconds` goes by it.
     `predicted` is there once the number of rows is known, `budget` where the job has one, `fine_tuned_model` and
     `training` for jobs that train a model: their rows are the examples.
     `started_at` is when this invocation began and `updated_at` when this was counted, ISO 8601 in UTC.
@@ -149,6 +151,7 @@ class Summary:
     started_at: str | None = None
     updated_at: str | None = None
     eta_seconds: float | None = None
+    rows_expected: int | None = None
     paused_since: str | None = None
     paused_seconds: float = 0.0
     workers: int | None = None

@@ -235,6 +235,8 @@ _LIMITS = {"requests": "the requests a minute", "tokens": "the tokens a minute",
 
 
 def _time(report: Mapping[str, Any]) -> str:
+    if not report["rows"]["left"]:
+        return "none: every row is done"
     if report["lane"] == "batch":
         return "not known: batches end within a day"
     time = report["minutes"]

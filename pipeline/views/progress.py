@@ -155,15 +155,23 @@ def _joined(name: str, parts: Sequence[tuple[int, str]]) -> str:
     return f"{name}  {' · '.join(text for _, text in parts)}"
 
 
+def _bar(done: int, of: int) -> str:
+    filled = done * _BAR // of
+    return f"{'━' * filled}{'╌' * (_BAR - filled)} "
+
+
 def _parts(summary: Summary, *, bar: bool) -> list[tuple[int, str]]:
     """What there is to say, each with how soon it may be left out: the highest number first."""
     rows = summary.rows
     done = rows.ok + rows.failed
     parts = []
     if rows.total:
-        filled = done * _BAR // rows.total
-        parts.append((0, f"{'━' * filled + '╌' * (_BAR - filled) + ' ' if bar else ''}{done * 100 // rows.total}%"))
+        parts.append((0, f"{_bar(done, rows.total) if bar else ''}{done * 100 // rows.total}%"))
         parts.append((3, f"{done:,}/{rows.total:,} rows"))
+    elif summary.rows_expected and summary.state == "running":
+        about = max(done, summary.rows_expected)
+        parts.append((0, f"{_bar(done, about) if bar else ''}~{done * 100 // about}%"))
+        parts.append((3, f"{done:,}/~{about:,} rows"))
     else:
         parts.append((0, f"{done:,} rows"))
     paused_s = paused_for_s(summary)
@@ -262,6 +270,7 @@ def progress_fields(summary: Summary) -> dict[str, Any]:
     return {
         "done": rows.ok + rows.failed,
         "total": rows.total,
+        "expected": summary.rows_expected,
         "failed": rows.failed,
         "rows_per_second": summary.rows_per_second,
         "in_flight": summary.in_flight,

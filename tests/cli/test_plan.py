@@ -144,6 +144,13 @@ def test_what_is_done_is_left_out_and_tells_how_long_answers_are(bench: Bench) -
     assert 0 < plan["cost_usd"]["input"] < plan["cost_usd"]["likely"] <= plan["cost_usd"]["most"]
 
 
+def test_a_finished_folder_has_no_time_ahead(bench: Bench) -> None:
+    bench.call("run", "job.yaml", "--progress", "none")
+    result = bench.call("plan", "job.yaml", "--set", "deployments.0.tokens_per_minute=600")
+    assert "none: every row is done" in result.stdout
+    assert "bound by" not in result.stdout
+
+
 def test_the_table_says_price_source_and_what_binds(bench: Bench) -> None:
     bench.write(JOB.replace("    api: azure\n", "    api: azure\n    tokens_per_minute: 600\n"))
     result = bench.call("plan", "job.yaml")

@@ -88,6 +88,7 @@ async def test_a_paused_run_sends_nothing_keeps_what_is_in_flight_and_goes_on_wh
         paused = live.written
         assert (paused.state, paused.paused_since) == ("running", answer["paused_since"])
         assert paused.eta_seconds is None
+        assert paused.rows_expected is not None
         assert not (await live.ask("pause"))["changed"]
         await live.until(lambda: live.written.updated_at != paused.updated_at)
         assert live.written.in_flight == 0

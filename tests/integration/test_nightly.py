@@ -197,6 +197,20 @@ async def test_a_night_without_a_change_asks_nothing_and_keeps_the_figures(tmp_p
     assert "1 row from the earlier results; 1 of theirs not in the input any more" in said
 
 
+async def test_a_night_that_only_carries_rows_over_cost_nothing(tmp_path: Path) -> None:
+    nights = Nights(tmp_path)
+    place = {"endpoint": "https://x.openai.azure.com", "deployment": "d", "model": "unknown", "api": "azure"}
+    nights.bench.changes["deployments"] = [{**place, "price": {"input": 3, "output": 7}}]
+    nights.day("a", "one", "two")
+    nights.day("b", "three")
+    assert (await nights.night())[0].cost_usd
+
+    del nights.days["b"]
+    summary, asked = await nights.night()
+
+    assert (summary.carried, summary.cost_usd, asked) == (2, 0, Counter())
+
+
 async def test_a_carried_row_is_what_it_was(tmp_path: Path) -> None:
     nights = Nights(tmp_path)
     nights.day("day2", "a", "b")

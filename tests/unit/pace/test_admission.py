@@ -657,3 +657,14 @@ def test_another_share_of_the_tokens_left_to_others_holds_at_once() -> None:
         admission.take(now, 100)
         sent += 100
     assert sent == pytest.approx(45_000, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("requests", "tokens", "share"), [(300, None, 1 / 5), (None, 6_000, 100 / 6_000), (60, 60_000, 1.0)]
+)
+def test_the_share_used_is_never_that_of_less_than_a_span(
+    requests: float | None, tokens: float | None, share: float
+) -> None:
+    admission = Admission(requests_per_minute=requests, tokens_per_minute=tokens)
+    admission.take(0.0, 100)
+    assert admission.used(0.01) == pytest.approx(share, rel=0.01)

@@ -80,12 +80,20 @@ class Texts:
         self.batch = batch
         self.files: tuple[InputFile, ...] = ()
         self.schema = pa.schema([("text", pa.string())])
+        self.row_count: int | None = None
         self.reads = 0
         self.asked: list[int] = []
         self.fails_at: int | None = None
 
     def open(self, start: Position, *, values: frozenset[str] | None, carried: Sequence[str]) -> TextCursor:
         return TextCursor(self, start.ordinal, tuple(carried))
+
+
+class Weighed(Texts):
+    """One that does not know its rows, but its bytes: all rows have as many."""
+
+    def share_before(self, position: Position) -> float | None:
+        return position.ordinal / len(self.texts)
 
 
 class TextCursor:
@@ -365,9 +373,54 @@ async def test_a_limit_hands_out_the_rows_below_it_and_the_next_invocation_the_o
         assert first == list(range(min(limit, 20)))
         whole = [span for span in bench.complete() if span.last < limit]
         assert [span.last for span in whole] == [last for last in (9, 19) if last < limit]
+        assert bench.plan.rows_total == (20 if limit >= 20 else None)
     async with planned(tmp_path, Texts(texts)) as bench:
         assert first + ordinals(await bench.work()) == list(range(20))
         assert bench.plan.rows_total == 20
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("part_rows", [10, 15, 100])
+@pytest.mark.parametrize("limit", [0, 1, 10, 15, 20, 25])
+async def test_a_limit_within_what_is_done_knows_how_many_rows_there_are(
+    tmp_path: Path, limit: int, part_rows: int
+) -> None:
+    texts = ["x"] * 20
+    async with planned(tmp_path, Texts(texts), rules(part_rows=part_rows)) as bench:
+        assert len(await bench.work()) == 20
+        for span in bench.complete():
+            await bench.seal(span)
+    async with planned(tmp_path, Texts(texts), rules(part_rows=part_rows, limit=limit)) as bench:
+        assert await bench.work() == []
+        assert bench.plan.rows_total == 20
+    async with planned(tmp_path, Texts([*texts, "more"]), rules(part_rows=part_rows, limit=limit)) as bench:
+        assert len(await bench.work()) == (1 if limit > 20 else 0)
+        assert bench.plan.rows_total == (21 if limit > 20 else None)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("limit", "expected"), [(None, 20), (5, 5), (99, 20)])
+async def test_rows_are_expected_by_what_the_source_counts(tmp_path: Path, limit: int | None, expected: int) -> None:
+    source = Texts(["x"] * 20)
+    source.row_count = 20
+    async with planned(tmp_path, source, rules(limit=limit)) as bench:
+        assert bench.plan.rows_expected == expected
+    source.row_count = None
+    async with planned(tmp_path, source, rules(limit=limit)) as bench:
+        assert bench.plan.rows_expected is None
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("limit", "expected"), [(None, 20), (15, 15)])
+async def test_rows_are_expected_by_the_bytes_that_were_read(tmp_path: Path, limit: int | None, expected: int) -> None:
+    source = Weighed(["x"] * 20, batch=4)
+    async with planned(tmp_path, source, rules(limit=limit)) as bench:
+        assert bench.plan.rows_expected is None
+        await bench.work(most=3)
+        assert bench.plan.rows_expected == expected
+    again = rules(limit=limit, only_again=True)
+    async with planned(tmp_path, source, again) as bench:
+        assert bench.plan.rows_expected is None
 
 
 @pytest.mark.anyio

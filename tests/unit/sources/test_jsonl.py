@@ -4,6 +4,7 @@ import datetime as dt
 import gzip
 import json
 from collections.abc import Callable
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from pipeline.model import BadRow, Row
 from pipeline.sources import SourceError, open_source
 from pipeline.sources.base import Position
+from pipeline.sources.digest import RangeDigest
 from pipeline.sources.jsonl import MAX_LINE_BYTES
 
 Jsonl = Callable[..., str]
@@ -443,3 +445,20 @@ def test_the_schema_survives_serialisation_with_all_that_it_says(jsonl: Jsonl, r
     first, second = read_all(source, carried=names), read_all(again, carried=names)
     assert first.outline == second.outline
     assert first.carried.equals(second.carried, check_metadata=True)
+
+
+def test_the_share_before_a_position_is_that_of_all_bytes(jsonl: Jsonl) -> None:
+    files = [jsonl(*['{"a": "xx"}'] * rows, name=f"{name}.jsonl") for name, rows in (("a", 3), ("b", 1))]
+    source = open_source(files)
+    with closing(source.open(Position(), values=None, carried=())) as cursor:
+        ends = [cursor.read(1, RangeDigest()).end for _ in range(4)]
+    shares = [source.share_before(end) for end in ends]  # type: ignore[attr-defined]
+    assert shares == [0.25, 0.5, 0.75, 1.0]
+    assert source.share_before(Position()) == 0.0  # type: ignore[attr-defined]
+
+
+def test_compressed_or_empty_files_tell_no_share(tmp_path: Path, jsonl: Jsonl) -> None:
+    (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n'))
+    for path in (str(tmp_path / "in.jsonl.gz"), jsonl(end=b"", name="empty.jsonl")):
+        source = open_source([path], format="jsonl", kept_schema=pa.schema([pa.field("a", pa.int64())]))
+        assert source.share_before(Position(ordinal=1, offset=5)) is None  # type: ignore[attr-defined]

@@ -35,6 +35,13 @@ def test_the_status_line_leaves_out_what_is_not_known() -> None:
     assert status_line(bare) == "embed  5 rows · 25.0/s · 8 in flight"
 
 
+def test_rows_that_are_not_counted_yet_are_estimated() -> None:
+    about = replace(RUNNING, rows=RowCounts(ok=250), rows_expected=1_003, waits_for=None, throttled=0)
+    assert status_line(about) == "embed  ━━━━╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌ ~24% · 250/~1,003 rows · 25.0/s · 8 in flight · 30 s left"
+    assert "~100% · 250/~250 rows" in status_line(replace(about, rows_expected=200))
+    assert "~" not in status_line(replace(about, state="stopped"))
+
+
 def test_the_cost_is_said_once_there_is_one() -> None:
     assert " · $1,234.50 · " in status_line(replace(RUNNING, cost_usd=1234.5))
     assert " · $0.0004 · " in status_line(replace(RUNNING, cost_usd=0.0004))
