@@ -51,6 +51,7 @@ from pipeline.errors import (
 from pipeline.job import change
 from pipeline.job.batch import BATCH_FORMAT
 from pipeline.job.load import check_columns
+from pipeline.job.places import placed_source_error
 from pipeline.job.training import TRAINING
 from pipeline.lanes.commit import Commits
 from pipeline.lanes.control import Control
@@ -259,7 +260,7 @@ async def _prepared(job: Job, options: RunOptions, known: Earlier | None, *, aga
     asked = asked_again(job, known, options.retry) if again and known is not None else job
     operation = operations.get(asked.operation).factory(asked)
     problems = check_columns(asked, source.schema.names, result_columns=result_columns(operation))
-    if problems and source.schema.names:
+    if problems:
         raise JobFileError(problems)
     return _Ready(source=source, asked=asked, operation=operation, again=again)
 
@@ -272,13 +273,12 @@ async def _begun_again(
     if options.retry is None or known is None:
         return 0
     require_same_columns(ready.operation, known, parts=columns_of_parts(layout))
-    begin = partial(begin_again, layout, asked=ready.asked, known=known, retry=options.retry, now=now)
     # A row that is opened and then cannot be read again would be neither failed nor pending to those who look.
     await anyio.to_thread.run_sync(_require_same_input, ready, layout, known)
+    begin = partial(begin_again, layout, asked=ready.asked, known=known, retry=options.retry, now=now)
     return await anyio.to_thread.run_sync(begin)
 
 
-@asynccontextmanager
 def _require_same_input(ready: _Ready, layout: Layout, known: Earlier) -> None:
     """Raise InputChangedError where the input's rows are not those that were read of it."""
     if not known.begun or known.files == _files_of(ready.source):
@@ -298,6 +298,7 @@ def _files_of(source: Source) -> list[list[Any]]:
     return [[str(file.path), file.size, file.mtime_ns, file.inode] for file in source.files]
 
 
+@asynccontextmanager
 async def _open_logs(
     layout: Layout, options: RunOptions, *, stop: Stop, clock: Clock, listener: Listener | None
 ) -> AsyncIterator[tuple[EventLog, HttpLog | None]]:
@@ -951,9 +952,13 @@ def _is_changed(job: Job, layout: Layout, known: Earlier) -> bool:
 
 
 def _open_source(job: Job, known: Earlier | None) -> Source:
-    return open_source(
-        job.input.path,
-        format=job.input.format,
-        columns=job.input.columns,
-        kept_schema=known.schema if known is not None and known.begun else None,
-    )
+    """Open the input. Raises SourceError, which says where in the job file it is named."""
+    try:
+        return open_source(
+            job.input.path,
+            format=job.input.format,
+            columns=job.input.columns,
+            kept_schema=known.schema if known is not None and known.begun else None,
+        )
+    except SourceError as error:
+        raise SourceError(str(placed_source_error(job, error))) from error

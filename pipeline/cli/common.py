@@ -11,13 +11,13 @@ import click
 
 from pipeline import operations, sources
 from pipeline.errors import JobFileError, Problem
+from pipeline.job.places import placed_source_error
 from pipeline.rehearsal import simulated_folder
 from pipeline.views.text import json_text
 
 if TYPE_CHECKING:
     from pipeline.job.load import Draft
     from pipeline.job.spec import Job
-    from pipeline.sources import SourceError
 
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -91,20 +91,6 @@ def input_problems(draft: Draft, *, result_columns: tuple[str, ...] = ()) -> tup
     except SourceError as error:
         return (placed_source_error(draft, error),)
     return draft.column_problems(source.schema.names, result_columns=result_columns)
-
-
-def placed_source_error(draft: Draft, error: SourceError) -> Problem:
-    """Give what is wrong with an input its place: the key that the message begins with, else its path."""
-    key, _, _ = str(error).partition(": ")
-    return placed(draft, key if key in {"input.format", "input.columns"} else "input.path", str(error))
-
-
-def placed(draft: Draft, path: str, message: str) -> Problem:
-    """Give what is wrong with a value its place in the job file."""
-    keys = tuple(path.split("."))
-    marks = draft.origin.marks
-    line, column = marks.get(keys) or marks.get((*keys, 0)) or (None, None)
-    return Problem(file=str(draft.file), line=line, column=column, path=path, message=message.removeprefix(f"{path}: "))
 
 
 def in_order(problems: tuple[Problem, ...]) -> tuple[Problem, ...]:

@@ -11,13 +11,13 @@ from pipeline.cli.common import (
     echo_json,
     job_argument,
     json_option,
-    placed_source_error,
     read_draft,
     set_option,
 )
 from pipeline.cli.endings import USAGE
 from pipeline.cli.validate import checked
 from pipeline.errors import JobFileError
+from pipeline.job.places import placed_source_error
 from pipeline.rehearsal import simulated_folder
 
 

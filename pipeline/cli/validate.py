@@ -12,13 +12,12 @@ from pipeline.cli.common import (
     in_order,
     input_problems,
     json_option,
-    placed,
-    placed_source_error,
     read_draft,
     set_option,
 )
 from pipeline.cli.endings import USAGE
 from pipeline.errors import Problem
+from pipeline.job.places import placed, placed_source_error
 from pipeline.rehearsal import simulated_folder
 
 

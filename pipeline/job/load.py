@@ -143,7 +143,7 @@ def _absence(name: str, variables: Mapping[str, str], path: FieldPath) -> str:
     said = "empty" if name in variables else "not set"
     if near:
         return f"{said} (did you mean {near[0]}?)"
-    return f"{said} (a rehearsal needs none: --simulate)" if path[0] == "deployments" else said
+    return f"{said} (a rehearsal needs none: pipeline run --simulate)" if path[0] == "deployments" else said
 
 
 # What was found wrong is already noted; the key is left out of what is validated.
@@ -176,7 +176,12 @@ class Draft:
     origin: Origin
 
     def column_problems(self, names: Collection[str], *, result_columns: Collection[str] = ()) -> tuple[Problem, ...]:
-        """What the job asks of columns that the input, whose columns are `names`, does not have, or has twice."""
+        """What the job asks of columns that the input, whose columns are `names`, does not have, or has twice.
+
+        An input without any is empty: a night without rows is no mistake in the job.
+        """
+        if not names:
+            return ()
         report = Report(file=str(self.file))
         report.tree.marks.update(self.origin.marks)
         for use in self.templates:

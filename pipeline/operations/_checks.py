@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import JobFileError, Problem, RowError
+from pipeline.job.batch import BATCH_FORMAT
 from pipeline.job.template import has_template
 
 if TYPE_CHECKING:
@@ -22,6 +24,22 @@ def refuse(job: Job, problems: Mapping[str, str]) -> None:
         line, column = marks.get(("request", field)) or marks.get(("request",)) or (None, None)
         found.append(Problem(file=str(job.file), line=line, column=column, path=f"request.{field}", message=message))
     raise JobFileError(tuple(sorted(found, key=lambda problem: (problem.line or 0, problem.column or 0))))
+
+
+def lacking(request: Mapping[str, Any], *fields: str) -> dict[str, str]:
+    """Say which of these fields the request does not have, and what was likely meant by them."""
+    said = {}
+    for field in fields:
+        if field not in request:
+            near = difflib.get_close_matches(field, request, 1)
+            said[field] = f"is missing (did you mean it by `{near[0]}`?)" if near else "is missing"
+    return said
+
+
+def require(job: Job, *fields: str) -> None:
+    """Raise JobFileError where the job's request lacks one of these fields. Lines for the Batch API bring their own."""
+    if job.input.format != BATCH_FORMAT:
+        refuse(job, lacking(job.request, *fields))
 
 
 def is_fixed(value: Any) -> bool:

@@ -25,6 +25,7 @@ from pipeline.operations._asked import (
     truncated,
     unpacked,
 )
+from pipeline.operations._checks import require
 from pipeline.operations._chunks import read_choices, read_completion
 from pipeline.operations._filter import filter_column
 from pipeline.operations._json import bad_reply, read_model, read_usage, write_body, write_json
@@ -300,7 +301,8 @@ def _schema(asked: Asked) -> Any:
 
 
 def create(job: Job) -> ChatOperation:
-    """Compile the job's request."""
+    """Compile the job's request. Raises JobFileError where it lacks its `messages`."""
+    require(job, "messages")
     request, data_columns = defer_columns(job.request)
     return ChatOperation(
         template=request_template(job.model_copy(update={"request": request}), without=_NOT_SENT),

@@ -22,6 +22,7 @@ from pipeline.operations._asked import (
     truncated,
     unpacked,
 )
+from pipeline.operations._checks import require
 from pipeline.operations._chunks import read_choices, read_completion
 from pipeline.operations._filter import filter_column
 from pipeline.operations._json import bad_reply, read_model, read_usage, write_json
@@ -148,7 +149,8 @@ def _copies(body: Mapping[str, Any]) -> int:
 
 
 def create(job: Job) -> CompletionsOperation:
-    """Compile the job's request."""
+    """Compile the job's request. Raises JobFileError where it lacks its `prompt`."""
+    require(job, "prompt")
     return CompletionsOperation(
         template=request_template(job, without=_NOT_SENT),
         on_truncated=job.run.on_truncated,

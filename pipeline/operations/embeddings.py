@@ -18,6 +18,7 @@ from pipeline.job.template import RequestTemplate, compile_request, request_temp
 from pipeline.job.tokens import at_most, count, cut, estimate, max_input_tokens
 from pipeline.model import CHUNK, Call, ErrorInfo, Item, Reply, Row, RowResult, Target, Usage
 from pipeline.operations import OperationEntry
+from pipeline.operations._checks import require
 from pipeline.operations._json import bad_reply, read_model, read_object, read_usage, too_deep, write_body
 from pipeline.operations._text_pieces import split_text
 from pipeline.operations.base import Bound, PackLimits, Prompt
@@ -382,7 +383,11 @@ def _response(root: Mapping[str, Any], place: int | list[int], usage: Usage | No
 
 
 def create(job: Job) -> EmbeddingsOperation:
-    """Compile the job's request and find what is known of its packs and vectors before the first call."""
+    """Compile the job's request and find what is known of its packs and vectors before the first call.
+
+    Raises JobFileError where the request has no `input`.
+    """
+    require(job, "input")
     request = job.request
     others = request_template(job, without=(*_NOT_SENT, *_OURS))
     constant = others.render({}) if others.columns == frozenset() else None

@@ -16,7 +16,7 @@ from pipeline.job.template import request_template
 from pipeline.job.tokens import estimate
 from pipeline.model import Call, ErrorInfo, ErrorType, Item, Reply, Row, RowResult, Target
 from pipeline.operations import OperationEntry
-from pipeline.operations._checks import is_fixed, refuse, text_of
+from pipeline.operations._checks import is_fixed, lacking, refuse, text_of
 from pipeline.operations._filter import filter_column
 from pipeline.operations._json import bad_reply, read_object, read_usage, write_body, write_json
 from pipeline.operations._media_out import Media, kept_bytes, media_fields, place_media
@@ -96,7 +96,7 @@ class ImageOperation(OneRow):
 
     def problems(self, request: Mapping[str, Any]) -> dict[str, str]:
         """What no row could be asked with, by the request's fields."""
-        found = {} if "prompt" in request else {"prompt": "is missing"}
+        found = lacking(request, "prompt")
         for name in _JUDGED:
             if name in request and is_fixed(request[name]) and (problem := self._unfit(name, request[name])):
                 found[name] = problem

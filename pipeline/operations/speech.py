@@ -12,7 +12,7 @@ from pipeline.errors import ReplyError, RowError
 from pipeline.job.template import compile_request
 from pipeline.model import Call, Item, Reply, Row, RowResult, Target, Usage
 from pipeline.operations import OperationEntry
-from pipeline.operations._checks import is_fixed, refuse, text_of
+from pipeline.operations._checks import is_fixed, lacking, refuse, text_of
 from pipeline.operations._json import bad_reply, check_framed, write_body
 from pipeline.operations._media_out import Media, kept_bytes, media_fields, place_media
 from pipeline.operations._one_row import OneRow
@@ -220,7 +220,7 @@ def create(job: Job) -> SpeechOperation:
         for name in _JUDGED
         if name in request and is_fixed(request[name]) and (problem := _unfit(name, request[name]))
     }
-    problems |= {name: "is missing" for name in ("input", "voice") if name not in request}
+    problems |= lacking(request, "input", "voice")
     refuse(job, problems)
     return SpeechOperation(template=compile_request(request), media=job.output.media)
 

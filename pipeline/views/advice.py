@@ -27,8 +27,12 @@ _BY_CODE: Mapping[str, str] = {
     "rate_limit_exceeded": "Throttled for too long: lower run.workers or raise the quota, then ask again.",
     "duplicate": "Another example is the same: take it out, or set request.on_duplicate.",
 }
+_MENDED = "a run takes a mended input where the job has `input.incremental` from its start, or anew with --fresh."
+_BY_KIND: Mapping[tuple[str, str], str] = {
+    ("RowError", "invalid_json"): f"The line of the input is no JSON: mend it; {_MENDED}",
+}
 _BY_TYPE: Mapping[str, str] = {
-    "RowError": "The row's own data cannot be used: mend it in the input.",
+    "RowError": f"The row cannot be sent: mend it in the input, or the request; {_MENDED}",
     "TemplateError": "A template of the request cannot be rendered over the row: mend the row or the template.",
     "MediaError": "A file that the row names cannot be used: mend the file or the row.",
     "ReplyError": "The answer is not what was asked for: look at the row, then ask again.",
@@ -45,5 +49,6 @@ _AGAIN = "ask again"
 
 def advice(type_: str, code: str | None) -> str:
     """Say what to do about rows that failed with this type and code, and by which command where it is to ask again."""
-    said = _BY_CODE.get((code or "").lower()) or _BY_TYPE.get(type_) or _ELSE
+    known = (code or "").lower()
+    said = _BY_KIND.get((type_, known)) or _BY_CODE.get(known) or _BY_TYPE.get(type_) or _ELSE
     return f"{said} `pipeline retry JOB --only {code or type_}` does." if _AGAIN in said else said

@@ -70,7 +70,8 @@ def plain(said: Said) -> Said:
         (["validate", "job.yaml"], 0),
         (["run", "job.yaml", "--log-level", "warning"], 1),
         (["run", "job.yaml", "--json", "--progress", "none"], 1),
-        (["run", "job.yaml", "--set", "deployments.0.key=${WRONG_KEY}"], 3),
+        # One worker: how many hear of a wrong key before the run ends is chance.
+        (["run", "job.yaml", "--set", "deployments.0.key=${WRONG_KEY}", "--set", "run.workers=1"], 3),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

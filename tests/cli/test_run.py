@@ -123,6 +123,33 @@ def test_only_the_first_failures_of_a_kind_are_printed(bench: Bench) -> None:
     assert "pipeline errors job.yaml" in failed[-1]["advice"]
     log = (bench.output / "_pipeline" / "log.jsonl").read_text().splitlines()
     assert sum(json.loads(line)["event"] == "row_failed" for line in log) == 12
+def test_an_input_that_is_not_there_is_told_with_its_place_in_the_job_file(bench: Bench) -> None:
+    (bench.folder / "rows.jsonl").unlink()
+
+    told = bench.call("run", "job.yaml")
+
+    assert told.exit_code == 2
+    checked = bench.call("validate", "job.yaml")
+    assert told.stderr.strip() == checked.stderr.strip()
+    assert told.stderr.startswith("job.yaml:")
+    assert "input.path: " in told.stderr
+    assert "no such file or folder" in told.stderr
+
+
+@pytest.mark.parametrize("limit", ["5", "12", "13"])
+@pytest.mark.parametrize("before", [True, False], ids=["done before", "anew"])
+def test_a_run_is_complete_where_its_limit_leaves_nothing_out(bench: Bench, limit: str, *, before: bool) -> None:
+    whole = before or int(limit) >= 12
+    if before:
+        assert bench.call("run", "job.yaml").exit_code == 0
+    result = bench.call("run", "job.yaml", "--limit", limit)
+
+    assert result.exit_code == 0
+    assert bench.summary()["state"] == ("complete" if whole else "stopped")
+    assert bench.summary()["rows"]["total"] == (12 if whole else None)
+    assert ("--limit" in result.stdout) is not whole
+
+
 
 
 def test_fresh_moves_the_old_results_aside(bench: Bench) -> None:

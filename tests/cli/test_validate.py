@@ -115,6 +115,15 @@ def test_a_row_that_cannot_be_asked_is_shown_with_its_reason(bench: Bench) -> No
     assert "Tell me: q" in result.stdout
 
 
+def test_a_request_that_lacks_what_every_row_needs_is_a_fault_of_the_job_file(bench: Bench) -> None:
+    bench.write(JOB.replace("messages:", "mesages:"))
+
+    result = bench.call("validate", "job.yaml")
+
+    assert result.exit_code == 2
+    assert "job.yaml:7:3: request.messages: is missing (did you mean it by `mesages`?)" in result.stderr
+
+
 def test_control_characters_of_a_row_reach_no_terminal(bench: Bench) -> None:
     bench.rows(["bell \x07, escape \x1b[31m, turned \u202e"])
 
@@ -185,3 +194,10 @@ def test_an_output_that_is_not_the_runs_to_have_is_a_fault_of_the_job_file(bench
     assert "output.path: " in result.stderr
     assert "holds files that are not a run's: name an empty or new folder" in result.stderr
     assert [path.name for path in bench.output.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("command", ["validate", "plan", "run"])
+def test_an_empty_input_is_no_mistake_of_the_job(bench: Bench, command: str) -> None:
+    (bench.folder / "rows.jsonl").write_text("")
+    result = bench.call(command, "job.yaml", "--set", "input.id=id")
+    assert (result.exit_code, "no column" in result.stderr) == (0, False), result.stderr

@@ -282,7 +282,7 @@ def test_a_deployment_belongs_to_the_lane_that_it_says_or_to_the_runs(
         (
             {"deployments": deployment(endpoint="${ABSENT}")},
             "deployments.0.endpoint",
-            "is not set (a rehearsal needs none: --simulate)",
+            "is not set (a rehearsal needs none: pipeline run --simulate)",
         ),
         ({"deployments": deployment(endpoint="x.openai.azure.com")}, "deployments.0.endpoint", "must be a URL"),
         ({"deployments": deployment(key="${ABSENT}")}, "deployments.0.key", "the variable ABSENT is not set"),
