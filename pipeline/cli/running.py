@@ -167,6 +167,7 @@ def carry_out(how: How, job: Job, options: RunOptions) -> int:
     import anyio  # noqa: PLC0415 - what follows is for a job that can run
 
     from pipeline.clock import SystemClock  # noqa: PLC0415
+    from pipeline.cores import on_one_core  # noqa: PLC0415
     from pipeline.log import Level  # noqa: PLC0415
     from pipeline.rehearsal import simulated  # noqa: PLC0415
     from pipeline.run import run_job  # noqa: PLC0415
@@ -190,6 +191,8 @@ def carry_out(how: How, job: Job, options: RunOptions) -> int:
             return await run_job(job, options=options, listener=printer.hear, watcher=view.update)
 
         collect_seldom()
+        if job.run.processes == 1:  # its senders would begin on the one core
+            stack.enter_context(on_one_core())
         try:
             summary = anyio.run(run, backend_options={"use_uvloop": True})
         except Exception as error:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -64,6 +66,25 @@ def test_lines_for_people_are_there_for_the_asking(bench: Bench) -> None:
     assert not result.stderr.startswith("{")
 
 
+@pytest.mark.parametrize(("processes", "kept"), [(1, ["begun", "ended"]), (2, [])])
+def test_a_run_of_one_process_is_kept_to_one_core_while_it_is_busy(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, processes: int, kept: list[str]
+) -> None:
+    said: list[str] = []
+
+    @contextmanager
+    def watched() -> Iterator[None]:
+        said.append("begun")
+        yield
+        assert _table(bench.output)
+        said.append("ended")
+
+    monkeypatch.setattr("pipeline.cores.on_one_core", watched)
+
+    assert bench.call("run", "job.yaml", "--set", f"run.processes={processes}").exit_code == 0
+    assert said == kept
+
+
 def test_a_complete_run_does_nothing_the_second_time(bench: Bench) -> None:
     assert bench.call("run", "job.yaml").exit_code == 0
     attempts = bench.summary()["attempts"]
@@ -102,27 +123,6 @@ def test_a_limit_leaves_as_many_readable_rows(bench: Bench) -> None:
     assert [row["ordinal"] for row in _table(bench.output)] == list(range(12))
 
 
-@pytest.mark.parametrize(("fail_on", "code"), [("any", 1), ("never", 0), ("5%", 1), ("50%", 0)])
-def test_failed_rows_decide_the_exit_code_as_the_job_says(bench: Bench, fail_on: str, code: int) -> None:
-    bench.rows(["fine", "poison", "fine", "fine"])
-
-    result = bench.call("run", "job.yaml", "--fail-on", fail_on)
-
-    assert result.exit_code == code
-    assert "pipeline errors job.yaml" in result.stdout
-    assert [row["status"] for row in _table(bench.output)] == ["ok", "failed", "ok", "ok"]
-
-
-def test_only_the_first_failures_of_a_kind_are_printed(bench: Bench) -> None:
-    bench.rows(["poison"] * 12)
-
-    result = bench.call("run", "job.yaml", "--fail-on", "never")
-
-    failed = [event for line in result.stderr.splitlines() if (event := json.loads(line))["event"] == "row_failed"]
-    assert len(failed) == 5
-    assert "pipeline errors job.yaml" in failed[-1]["advice"]
-    log = (bench.output / "_pipeline" / "log.jsonl").read_text().splitlines()
-    assert sum(json.loads(line)["event"] == "row_failed" for line in log) == 12
 def test_an_input_that_is_not_there_is_told_with_its_place_in_the_job_file(bench: Bench) -> None:
     (bench.folder / "rows.jsonl").unlink()
 
@@ -150,6 +150,27 @@ def test_a_run_is_complete_where_its_limit_leaves_nothing_out(bench: Bench, limi
     assert ("--limit" in result.stdout) is not whole
 
 
+@pytest.mark.parametrize(("fail_on", "code"), [("any", 1), ("never", 0), ("5%", 1), ("50%", 0)])
+def test_failed_rows_decide_the_exit_code_as_the_job_says(bench: Bench, fail_on: str, code: int) -> None:
+    bench.rows(["fine", "poison", "fine", "fine"])
+
+    result = bench.call("run", "job.yaml", "--fail-on", fail_on)
+
+    assert result.exit_code == code
+    assert "pipeline errors job.yaml" in result.stdout
+    assert [row["status"] for row in _table(bench.output)] == ["ok", "failed", "ok", "ok"]
+
+
+def test_only_the_first_failures_of_a_kind_are_printed(bench: Bench) -> None:
+    bench.rows(["poison"] * 12)
+
+    result = bench.call("run", "job.yaml", "--fail-on", "never")
+
+    failed = [event for line in result.stderr.splitlines() if (event := json.loads(line))["event"] == "row_failed"]
+    assert len(failed) == 5
+    assert "pipeline errors job.yaml" in failed[-1]["advice"]
+    log = (bench.output / "_pipeline" / "log.jsonl").read_text().splitlines()
+    assert sum(json.loads(line)["event"] == "row_failed" for line in log) == 12
 
 
 def test_fresh_moves_the_old_results_aside(bench: Bench) -> None:
