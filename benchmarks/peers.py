@@ -1,13 +1,13 @@
-"""Rows a second and CPU a request, of this runner and of what people use instead, over one bare server.
+"""Rows a second, CPU a request and peak memory, of this runner and of what people use instead, over one bare server.
 
-    python benchmarks/peers.py [--quick] [--rounds 3] [--latency-ms 20] [--in-flight 10 100 500 2000]
+    python benchmarks/peers.py [--quick] [--rounds 3] [--latency-ms 20] [--in-flight 10 100 500 2000] [--spread]
                                [--peers-python PYTHON] [--json FILE] [--plot FILE] [--docs FILE]
 
 The server is another process on another core, answers a fixed body after the latency, and its own ceiling is printed.
-Every client is a process of its own on the first core; what it imports and opens beforehand is not counted. Rounds are
-interleaved, medians are printed. The runner keeps every row durable and writes Parquet; of the others only the
-cookbook's way writes anything. PYTHON is an interpreter with litellm and matplotlib, for that peer and the plot.
-`--docs` puts the tables in the place of those between the marks of a page.
+Every client is a process of its own on the first core, with `--spread` on any; what it imports and opens beforehand is
+not counted. Rounds are interleaved, medians are printed. The runner keeps every row durable and writes Parquet; of the
+others only the cookbook's way writes anything. PYTHON is an interpreter with litellm and matplotlib, for that peer and
+the plot. `--docs` puts the tables in the place of those between the marks of a page.
 """
 
 from __future__ import annotations
@@ -41,6 +41,10 @@ MOST_S = 4.0
 """Seconds that the latency alone may make a run last; fewer rows are sent where they would take longer."""
 ROWS = {"pipeline": 20_000, "aiohttp": 5_000, "cookbook": 3_000, "openai": 1_000, "httpx": 1_000, "litellm": 500}
 """Requests that each client sends, but as many at least as are in flight."""
+SIZES = {"pipeline": (1_000, 10_000, 100_000), "aiohttp": (1_000, 10_000, 100_000), "cookbook": (1_000, 5_000)}
+"""Chat rows by which a client's cost is held against the rows."""
+OTHER_SIZES = (500, 2_000)
+"""The same, of clients for which more would take minutes each."""
 NAMES = {
     "pipeline": "this runner: durable rows, attempts, Parquet",
     "aiohttp": "aiohttp, bare POST loop",
@@ -319,6 +323,7 @@ async def by_cookbook(load: Load) -> tuple[float, float]:
 
 async def by_pipeline(load: Load) -> tuple[float, float]:
     from pipeline import load_job, run_job  # noqa: PLC0415 - each client's own
+    from pipeline.cores import on_one_core  # noqa: PLC0415
     from pipeline.memory import collect_seldom  # noqa: PLC0415
 
     with (load.folder / "rows.jsonl").open("w") as file:
@@ -347,7 +352,8 @@ async def by_pipeline(load: Load) -> tuple[float, float]:
         if summary.rows.ok != sum(1 for _ in load.texts):
             raise SystemExit(f"not every row is ok: {summary}")
 
-    return await timed(go())
+    with on_one_core():  # this, too: where the client has more than one
+        return await timed(go())
 
 
 CLIENTS: dict[str, Callable[[Load], Awaitable[tuple[float, float]]]] = {
@@ -383,7 +389,8 @@ def run_client(options: argparse.Namespace) -> None:
             in_flight=options.in_flight[0],
             folder=Path(folder),
         )
-        print(json.dumps(run(CLIENTS[options.client](load))))
+        took = run(CLIENTS[options.client](load))
+        print(json.dumps([*took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6]))
 
 
 def run(work: Any) -> Any:
@@ -410,6 +417,7 @@ class Figures:
     rows_per_second: float
     cpu_us_per_request: float
     cpu_us_per_row: float
+    peak_mb: float
 
 
 @contextlib.contextmanager
@@ -464,7 +472,7 @@ async def ceiling(base: str, requests: int = 50_000) -> float:
 
 
 def measure(client: str, base: str, operation: str, *, requests: int, in_flight: int, python: str) -> list[float]:
-    """Seconds, and seconds of CPU, of one client's run."""
+    """Seconds, seconds of CPU, and MB of peak resident memory, imports included, of one client's run."""
     command = [python, __file__, "--client", client, "--base", base, "--operation", operation]
     command += ["--requests", str(requests), "--in-flight", str(in_flight)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -472,37 +480,51 @@ def measure(client: str, base: str, operation: str, *, requests: int, in_flight:
 
 
 def compare(
-    clients: Sequence[str], operation: str, in_flight: int, latency_ms: float, options: argparse.Namespace
+    counts: dict[str, int], operation: str, in_flight: int, latency_ms: float, options: argparse.Namespace
 ) -> list[Figures]:
-    """Measure each client in turn, as often as is asked for."""
-    found: dict[str, list[list[float]]] = {client: [] for client in clients}
-    counts = {client: size(client, operation, in_flight, latency_ms, options) for client in clients}
+    """Measure each client in turn, as often as is asked for; `counts` are the requests that each sends."""
+    found: dict[str, list[list[float]]] = {client: [] for client in counts}
     with serving(latency_ms) as base:
         for _ in range(options.rounds):
-            for client in clients:
+            for client, requests in counts.items():
                 python = options.peers_python if client == "litellm" else sys.executable
                 found[client].append(
-                    measure(client, base, operation, requests=counts[client], in_flight=in_flight, python=python)
+                    measure(client, base, operation, requests=requests, in_flight=in_flight, python=python)
                 )
-    each = INPUTS if operation == "embeddings" else 1
     figures = []
     for client, runs in found.items():
-        requests = counts[client]
-        cpu_us = statistics.median(used for _, used in runs) / requests * 1e6
-        figures.append(
-            Figures(
-                client=client,
-                operation=operation,
-                in_flight=in_flight,
-                latency_ms=latency_ms,
-                requests=requests,
-                rows_per_second=round(requests * each / statistics.median(seconds for seconds, _ in runs)),
-                cpu_us_per_request=round(cpu_us),
-                cpu_us_per_row=round(cpu_us / each, 1),
-            )
-        )
+        figures.append(figures_of(client, operation, in_flight, latency_ms, counts[client], runs))
         print(line(figures[-1]), flush=True)
     return figures
+
+
+def figures_of(
+    client: str, operation: str, in_flight: int, latency_ms: float, requests: int, runs: Sequence[Sequence[float]]
+) -> Figures:
+    """The medians of a client's runs."""
+    seconds, used, peak = (statistics.median(some) for some in zip(*runs, strict=True))
+    each = INPUTS if operation == "embeddings" else 1
+    return Figures(
+        client=client,
+        operation=operation,
+        in_flight=in_flight,
+        latency_ms=latency_ms,
+        requests=requests,
+        rows_per_second=round(requests * each / seconds),
+        cpu_us_per_request=round(used / requests * 1e6),
+        cpu_us_per_row=round(used / requests * 1e6 / each, 1),
+        peak_mb=round(peak),
+    )
+
+
+def sizes(clients: Sequence[str], latency_ms: float, options: argparse.Namespace) -> list[Figures]:
+    """What each client makes of fewer and of more rows, 100 in flight."""
+    of = {client: SIZES.get(client, OTHER_SIZES) for client in clients}
+    rounds = (
+        {client: rows[place] for client, rows in of.items() if place < len(rows)}
+        for place in range(max(map(len, of.values())))
+    )
+    return [one for counts in rounds for one in compare(counts, "chat", 100, latency_ms, options)]
 
 
 def size(client: str, operation: str, in_flight: int, latency_ms: float, options: argparse.Namespace) -> int:
@@ -516,7 +538,7 @@ def size(client: str, operation: str, in_flight: int, latency_ms: float, options
 def line(found: Figures) -> str:
     return (
         f"{found.operation:<10} {found.in_flight:>6} {found.latency_ms:>7.0f} {found.rows_per_second:>9,} "
-        f"{found.cpu_us_per_request:>12,} {found.cpu_us_per_row:>9,}  {NAMES[found.client]}"
+        f"{found.cpu_us_per_request:>12,} {found.cpu_us_per_row:>9,} {found.peak_mb:>8,}  {NAMES[found.client]}"
     )
 
 
@@ -525,19 +547,8 @@ def bound(options: argparse.Namespace) -> list[Figures]:
     found = []
     for in_flight, latency_ms, requests in ((100, 100.0, 10_000), (1_000, 1000.0, 10_000)):
         with serving(latency_ms) as base:
-            seconds, used = measure(
-                "pipeline", base, "chat", requests=requests, in_flight=in_flight, python=sys.executable
-            )
-        one = Figures(
-            client="pipeline",
-            operation="chat",
-            in_flight=in_flight,
-            latency_ms=latency_ms,
-            requests=requests,
-            rows_per_second=round(requests / seconds),
-            cpu_us_per_request=round(used / requests * 1e6),
-            cpu_us_per_row=round(used / requests * 1e6, 1),
-        )
+            run = measure("pipeline", base, "chat", requests=requests, in_flight=in_flight, python=sys.executable)
+        one = figures_of("pipeline", "chat", in_flight, latency_ms, requests, [run])
         share = one.rows_per_second / (in_flight / latency_ms * 1000)
         print(f"{line(one)}: {share:.1%} of in flight ÷ latency", flush=True)
         found.append(one)
@@ -570,6 +581,7 @@ def main() -> None:
     parser.add_argument("--latency-ms", type=float, default=20.0)
     parser.add_argument("--in-flight", type=int, nargs="+", default=[10, 100, 500, 2000])
     parser.add_argument("--only", nargs="+", choices=list(CLIENTS), help="these clients alone")
+    parser.add_argument("--spread", action="store_true", help="leave all cores to the clients")
     parser.add_argument("--peers-python", help="an interpreter with litellm and matplotlib")
     parser.add_argument("--json")
     parser.add_argument("--plot", help="write the plot there, an .svg or .png")
@@ -585,7 +597,9 @@ def main() -> None:
         if cores:
             os.environ["BENCHMARK_CORES"] = f"{cores[0]},{cores[-1]}"
         first, last = os.environ["BENCHMARK_CORES"].split(",")
-        os.sched_setaffinity(0, {int(last if options.serve else first)})
+        os.environ |= {"BENCHMARK_SPREAD": "1"} if options.spread else {}
+        if options.serve or "BENCHMARK_SPREAD" not in os.environ:
+            os.sched_setaffinity(0, {int(last if options.serve else first)})
     if options.serve:
         run(serve(options.latency_ms / 1000))
     elif options.client:
@@ -604,15 +618,23 @@ def markdown(found: dict[str, Any]) -> str:
     box = f"{on['processor']}, {on['cores']} cores, Python {on['python']}, {on['platform'].partition('-')[0]}"
     most = f"The server alone, without a latency: {found['server_requests_per_second']:,} requests/s."
     said = [f"{box}; {on['at']}; {load}; rounds: {found['rounds']}. {most}"]
-    titles = {"chat": "Chat:", "embeddings": f"Embeddings, {INPUTS} inputs a request, {DIMENSIONS} floats:"}
-    for operation, title in titles.items():
-        some = [one for one in figures if one["operation"] == operation]
-        said += ["", title]
-        said += ["", "| in flight | latency, ms | client | requests | rows/s | CPU µs a request | CPU µs a row |"]
-        said += ["|---|---|---|---|---|---|---|"]
+    tables = {
+        "Chat:": [one for one in figures if one["operation"] == "chat"],
+        f"Embeddings, {INPUTS} inputs a request, {DIMENSIONS} floats:": [
+            one for one in figures if one["operation"] == "embeddings"
+        ],
+        "Chat, by the number of rows:": found["sizes"],
+    }
+    for title, some in tables.items():
+        if not some:
+            continue
+        said += ["", title, ""]
+        said += ["| in flight | latency, ms | client | requests | rows/s | CPU µs a request | CPU µs a row | peak MB |"]
+        said += ["|---|---|---|---|---|---|---|---|"]
         said += [
             f"| {one['in_flight']:,} | {one['latency_ms']:.0f} | {NAMES[one['client']]} | {one['requests']:,} | "
-            f"{one['rows_per_second']:,} | {one['cpu_us_per_request']:,} | {one['cpu_us_per_row']:,} |"
+            f"{one['rows_per_second']:,} | {one['cpu_us_per_request']:,} | {one['cpu_us_per_row']:,} | "
+            f"{one['peak_mb']:,} |"
             for one in some
         ]
     return "\n".join(said)
@@ -636,7 +658,7 @@ def report(options: argparse.Namespace) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(found, indent=1) + "\n")
     if options.docs:
-        plot = f"\n\n![Rows a second and CPU a request]({Path(options.plot).name})" if options.plot else ""
+        plot = f"\n\n![Rows a second, CPU a request and peak memory]({Path(options.plot).name})" if options.plot else ""
         put(Path(options.docs), markdown(found) + plot)
     if options.plot:
         Path(options.plot).parent.mkdir(parents=True, exist_ok=True)
@@ -654,13 +676,15 @@ def compared(options: argparse.Namespace) -> dict[str, Any]:
     with serving(0.0) as base:
         most = run(ceiling(base))
     print(f"the server alone: {most:,.0f} requests/s over 100 connections")
-    print("operation  flight latency    rows/s  CPU µs/req  CPU µs/row")
+    print("operation  flight latency    rows/s   CPU µs/req   µs/row  peak MB")
     figures = []
     for in_flight in options.in_flight:
         # The cookbook's way has no bound in flight, so it is measured once.
         some = [client for client in clients if client != "cookbook" or in_flight == 100]
-        figures += compare(some, "chat", in_flight, options.latency_ms, options)
-    figures += compare(clients, "embeddings", 100, options.latency_ms, options)
+        counts = {client: size(client, "chat", in_flight, options.latency_ms, options) for client in some}
+        figures += compare(counts, "chat", in_flight, options.latency_ms, options)
+    counts = {client: size(client, "embeddings", 100, options.latency_ms, options) for client in clients}
+    figures += compare(counts, "embeddings", 100, options.latency_ms, options)
     figures += bound(options) if "pipeline" in clients else []
     return {
         "machine": before,
@@ -668,6 +692,7 @@ def compared(options: argparse.Namespace) -> dict[str, Any]:
         "server_requests_per_second": round(most),
         "rounds": options.rounds,
         "figures": [asdict(one) for one in figures],
+        "sizes": [] if options.quick else [asdict(one) for one in sizes(clients, options.latency_ms, options)],
     }
 
 

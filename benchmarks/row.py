@@ -1,6 +1,7 @@
 """What Python itself costs a row: CPU of each thread, over a transport that answers at once, without a network.
 
-    python benchmarks/row.py [--operation chat] [--rows 20000] [--workers 100] [--rounds 3] [--profile] [--json FILE]
+    python benchmarks/row.py [--operation chat] [--rows 20000] [--workers 100] [--rounds 3] [--deployments 1]
+                             [--profile] [--json FILE]
 
 Embeddings are asked for by 16 a request, and have 1,536 floats, as base64.
 `--profile` prints where the main thread's time goes, by cProfile, which makes small functions look dearer than they
@@ -102,7 +103,7 @@ REQUESTS = {
 MODELS = {"chat": "gpt-4o-mini", "embeddings": "text-embedding-3-small"}
 
 
-def write_job(folder: Path, operation: str, rows: int, workers: int) -> Path:
+def write_job(folder: Path, operation: str, rows: int, workers: int, deployments: int = 1) -> Path:
     with (folder / "rows.jsonl").open("w") as file:
         for number in range(rows):
             text = f"Row {number} speaks of the tide at quay {number * 7919 % 100_003}. " * REPEATED
@@ -113,13 +114,15 @@ def write_job(folder: Path, operation: str, rows: int, workers: int) -> Path:
         "request": REQUESTS[operation],
         "deployments": [
             {
-                "endpoint": "http://127.0.0.1:1",
+                "name": f"d{number}",
+                "endpoint": f"http://127.0.0.1:{number + 1}",
                 "api": "azure",
                 "deployment": "d",
                 "key": "${K}",
                 "model": MODELS[operation],
                 "max_inputs": INPUTS,
             }
+            for number in range(deployments)
         ],
         "run": {"workers": workers},
         "output": {"path": "out"},
@@ -134,10 +137,12 @@ def cpu_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def measure(operation: str, rows: int, workers: int, *, profiled: bool) -> dict[str, float]:
+def measure(
+    operation: str, rows: int, workers: int, deployments: int = 1, *, profiled: bool = False
+) -> dict[str, float]:
     """CPU µs a row of the whole process, of the main thread, of the journal's writer, and of all others."""
     with tempfile.TemporaryDirectory() as name:
-        file = write_job(Path(name), operation, rows, workers)
+        file = write_job(Path(name), operation, rows, workers, deployments)
         job = load_job(file, environ={"K": "k"}, operations=operations.names())
         transport = Instant(operation)
         gc.collect()
@@ -165,13 +170,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--workers", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--deployments", type=int, default=1)
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--json")
     options = parser.parse_args()
-    measure(options.operation, 1_000, options.workers, profiled=False)
+    measure(options.operation, 1_000, options.workers, options.deployments)
     collect_seldom()  # as the command does
     rounds = [
-        measure(options.operation, options.rows, options.workers, profiled=options.profile)
+        measure(options.operation, options.rows, options.workers, options.deployments, profiled=options.profile)
         for _ in range(1 if options.profile else options.rounds)
     ]
     medians = {name: round(statistics.median(found[name] for found in rounds), 1) for name in rounds[0]}
