@@ -74,6 +74,7 @@ from pipeline.store.answered import Originals
 from pipeline.store.asked import AskedTable
 from pipeline.store.ballast import Ballast
 from pipeline.store.batch_lines import ERRORS, OUTPUT, write_batch_lines
+from pipeline.store.database import LARGE_PAGE_BYTES, PAGE_BYTES
 from pipeline.store.disk import file_system, free_bytes, is_network, needed_bytes
 from pipeline.store.earlier import Earlier, earlier, note_run
 from pipeline.store.files import storage
@@ -766,9 +767,10 @@ class _Run:
     async def _open_journal(self) -> AsyncIterator[tuple[Journal, Ballast]]:
         """Open the journal, with space set aside for the answers of a disk that fills up. Raises DiskFullError."""
         ballast = Ballast(self.layout.ballast, workers=self.job.run.workers)
-        journal = Journal(self.layout.journal, ballast=ballast, full=self._disk_full)
+        page_bytes = LARGE_PAGE_BYTES if operations.get(self.job.operation).large_answers else PAGE_BYTES
+        journal = Journal(self.layout.journal, ballast=ballast, full=self._disk_full, page_bytes=page_bytes)
         try:
-            await anyio.to_thread.run_sync(ballast.make, journal.largest)
+            await anyio.to_thread.run_sync(ballast.make, journal.largest, journal.page_bytes)
             yield journal, ballast
         finally:
             with anyio.CancelScope(shield=True):

@@ -21,7 +21,7 @@ class OperationEntry:
     `name` is what a job file says under `operation`: the module's name with hyphens for underscores.
     `description` is one line. `starter` is the commented job file that `pipeline init` writes; it reads
     `rows.jsonl` beside it, for which `starter_rows` are lines that fit, and `starter_files` the files that they name:
-    a path beside the job file and its content.
+    a path beside the job file and its content. `large_answers`: what is kept of one has tens of kilobytes.
     """
 
     name: str
@@ -30,6 +30,7 @@ class OperationEntry:
     starter: str
     starter_rows: str
     starter_files: Callable[[], Mapping[str, bytes]] = dict
+    large_answers: bool = False
 
 
 def names(package: str = __name__) -> tuple[str, ...]:

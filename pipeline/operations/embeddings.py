@@ -467,4 +467,5 @@ OPERATION = OperationEntry(
     description="Embeddings: many texts to a request; one float32 vector a row.",
     starter=_STARTER,
     starter_rows=_STARTER_ROWS,
+    large_answers=True,
 )

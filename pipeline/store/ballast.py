@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline.errors import DiskFullError
+from pipeline.store.database import PAGE_BYTES
 from pipeline.store.disk import free_bytes
 from pipeline.store.files import FREE_SPACE, PRIVATE_FILE, storage
 
@@ -17,7 +18,7 @@ LEAST_BYTES = 4 * MIB
 MOST_BYTES = 256 * MIB
 STEP_BYTES = MIB
 """The file grows by whole steps, so that results that are a little larger each time do not move it each time."""
-PAGES_BYTES = 32 * 1024
+PAGES = 8
 """What the journal writes about a result besides itself: whole pages of its tables and indexes."""
 PAUSES_S = (0.0, 0.05, 0.2, 0.5, 1.0)
 """Seconds before each further try of what a full disk refused: a part that is being written fails too, and is removed
@@ -26,9 +27,9 @@ then, which frees more."""
 Allocate = Callable[[int, int, int], None]
 
 
-def wanted_bytes(workers: int, largest: int) -> int:
+def wanted_bytes(workers: int, largest: int, page_bytes: int = PAGE_BYTES) -> int:
     """How much to set aside: twice what `workers` results of the `largest` size take, within bounds."""
-    needed = 2 * workers * (largest + PAGES_BYTES)
+    needed = 2 * workers * (largest + PAGES * page_bytes)
     return min(MOST_BYTES, max(LEAST_BYTES, -(-needed // STEP_BYTES) * STEP_BYTES))
 
 
@@ -42,11 +43,16 @@ class Ballast:
         self._allocate = allocate or _allocate
         self._lock = threading.Lock()
         self._released = False
+        self._page_bytes = PAGE_BYTES
         self.bytes = 0
 
-    def make(self, largest: int = 0) -> None:
-        """Set space aside, anew where a killed run left some. Raises DiskFullError with the figures, StorageError."""
-        wanted = wanted_bytes(self._workers, largest)
+    def make(self, largest: int = 0, page_bytes: int = PAGE_BYTES) -> None:
+        """Set space aside, anew where a killed run left some; `page_bytes` are the journal's.
+
+        Raises DiskFullError with the figures, StorageError.
+        """
+        self._page_bytes = page_bytes
+        wanted = wanted_bytes(self._workers, largest, page_bytes)
         try:
             with self._lock, storage(f"setting {wanted // MIB} MiB aside"):
                 self._path.unlink(missing_ok=True)
@@ -70,7 +76,7 @@ class Ballast:
 
     def seen(self, size: int) -> None:
         """Note the size of a result in bytes. A disk without room for a larger ballast keeps the one that it has."""
-        wanted = wanted_bytes(self._workers, size)
+        wanted = wanted_bytes(self._workers, size, self._page_bytes)
         if wanted <= self.bytes:
             return
         with self._lock, suppress(OSError):

@@ -14,28 +14,46 @@ from pipeline.store.files import FREE_SPACE
 
 Connection = sqlite3.Connection
 IntegrityError = sqlite3.IntegrityError
+PAGE_BYTES = 4096
+LARGE_PAGE_BYTES = 32 * 1024
+"""Pages for blobs of tens of kilobytes: each page that is written is two calls of the system.
+
+A commit of little would write more by them.
+"""
+_LOG_BYTES = 16_384_000
+"""Bytes of the write-ahead log from which on it is moved into the database."""
 _PRIMARY = 0xFF
 """The bits of an error code that say its kind; the others say more of the place."""
 
 
-def open_database(path: Path) -> Connection:
+def open_database(path: Path, *, page_bytes: int = PAGE_BYTES) -> Connection:
     """Open or create for writing: WAL, synchronous=FULL, so that a returned commit survives a power loss.
+
+    A new one gets pages of `page_bytes`; one that is there keeps its own.
 
     The connection may be handed to another thread, as long as one at a time uses it. Its file is private (0600).
     """
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
     with database_errors(path.name):
-        return _connected(
+        connection = _connected(
             str(path),
+            f"page_size={page_bytes}",
             "journal_mode=WAL",
             "synchronous=FULL",
             "fullfsync=ON",
             "checkpoint_fullfsync=ON",
             "temp_store=MEMORY",
             "cache_size=-2048",
-            "wal_autocheckpoint=4000",
             "journal_size_limit=67108864",
         )
+        pages = _LOG_BYTES // page_bytes_of(connection)
+        connection.execute(f"PRAGMA wal_autocheckpoint={pages}")
+        return connection
+
+
+def page_bytes_of(connection: Connection) -> int:
+    """The bytes of a page."""
+    return int(connection.execute("PRAGMA page_size").fetchone()[0])
 
 
 def open_reader(path: Path) -> Connection:

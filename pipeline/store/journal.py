@@ -38,6 +38,7 @@ from pipeline.store.codec import (
     restored,
 )
 from pipeline.store.database import (
+    PAGE_BYTES,
     Connection,
     IntegrityError,
     Opened,
@@ -45,6 +46,7 @@ from pipeline.store.database import (
     integrity_problems,
     open_database,
     open_reader,
+    page_bytes_of,
     transaction,
 )
 
@@ -228,9 +230,14 @@ class Journal:
     """The journal of one shard, open for writing. Create it in the event loop that commits to it."""
 
     def __init__(
-        self, path: Path, *, ballast: Ballast | None = None, full: Callable[[StorageError], None] | None = None
+        self,
+        path: Path,
+        *,
+        ballast: Ballast | None = None,
+        full: Callable[[StorageError], None] | None = None,
+        page_bytes: int = PAGE_BYTES,
     ) -> None:
-        """Open or create. Raises DamageError when it is damaged or written by a newer version.
+        """Open, or create with pages of so many bytes. Raises DamageError when it is damaged or of a newer version.
 
         `ballast` is given back when the disk refuses a change, which is then tried again; `full` is called in the event
         loop before, for nothing new should begin.
@@ -238,9 +245,10 @@ class Journal:
         self.path = path
         self._ballast = ballast
         self._full = full
-        self._connection = open_database(path)
+        self._connection = open_database(path, page_bytes=page_bytes)
         try:
             with database_errors(path.name):
+                self.page_bytes = page_bytes_of(self._connection)
                 self._create()
                 known = self._connection.execute("SELECT value FROM meta WHERE key = 'totals'").fetchone()
                 pending = self._connection.execute("SELECT coalesce(sum(length(blob)), 0) FROM payload").fetchone()

@@ -20,6 +20,7 @@ from in_memory import Bench, Said, Service, refusal
 from pipeline.errors import FolderHeldError, InputChangedError, JobChangedError, PipelineError, StorageError
 from pipeline.run import run_job
 from pipeline.simulator.ledger import Arrived, read_ledger
+from pipeline.store.database import LARGE_PAGE_BYTES, PAGE_BYTES, open_reader, page_bytes_of
 from pipeline.store.lock import hold
 from pipeline.store.summary import read_summary
 
@@ -77,6 +78,18 @@ async def test_the_manifest_lists_the_parts_of_the_journal(bench: Bench) -> None
         (part.name, part.sha256, part.ok) for part in parts
     ]
     assert manifest["columns"] == bench.schemas()[0].names
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("operation", "page_bytes"), [("embeddings", LARGE_PAGE_BYTES), ("chat", PAGE_BYTES)])
+async def test_the_journal_has_large_pages_where_answers_are_large(
+    bench: Bench, operation: str, page_bytes: int
+) -> None:
+    bench.operation = operation
+    await bench.run(Service())
+    connection = open_reader(bench.layout.journal)
+    assert page_bytes_of(connection) == page_bytes
+    connection.close()
 
 
 @pytest.mark.anyio

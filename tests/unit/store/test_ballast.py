@@ -15,7 +15,8 @@ from pipeline.lanes.pulse import Pulse
 from pipeline.lanes.stop import Stop
 from pipeline.log import EventLog
 from pipeline.model import Outcome, OutputFile, RequestInfo, RowResult
-from pipeline.store.ballast import LEAST_BYTES, MOST_BYTES, PAGES_BYTES, PAUSES_S, STEP_BYTES, Ballast, wanted_bytes
+from pipeline.store.ballast import LEAST_BYTES, MOST_BYTES, PAGES, PAUSES_S, STEP_BYTES, Ballast, wanted_bytes
+from pipeline.store.database import PAGE_BYTES
 from pipeline.store.disk import file_system, is_network, needed_bytes
 from pipeline.store.journal import Journal, Part
 
@@ -48,14 +49,24 @@ def ballast(folder: Path, disk: Disk, *, workers: int = 8) -> Ballast:
         (1, 0, LEAST_BYTES),
         (32, 0, LEAST_BYTES),
         (8, MIB, 17 * MIB),
-        (64, MIB - PAGES_BYTES, 128 * MIB),
-        (64, MIB - PAGES_BYTES + 1, 129 * MIB),
+        (64, MIB - PAGES * PAGE_BYTES, 128 * MIB),
+        (64, MIB - PAGES * PAGE_BYTES + 1, 129 * MIB),
         (1024, 50 * MIB, MOST_BYTES),
     ],
 )
 def test_it_is_twice_what_the_workers_hold_within_bounds(workers: int, largest: int, wanted: int) -> None:
     assert wanted_bytes(workers, largest) == wanted
     assert wanted % STEP_BYTES == 0
+
+
+def test_larger_pages_of_the_journal_need_more(tmp_path: Path) -> None:
+    assert wanted_bytes(16, MIB, 64 * 1024) == 48 * MIB
+    space = ballast(tmp_path, Disk(room=128 * MIB), workers=16)
+    space.make(0, 256 * 1024)
+    assert space.bytes == 64 * MIB
+    space.seen(MIB)
+    assert space.bytes == 96 * MIB
+    space.release()
 
 
 def test_its_blocks_are_really_allocated_and_nobody_else_may_read_it(tmp_path: Path) -> None:
