@@ -12,6 +12,8 @@ from anyio import to_thread
 from pipeline.errors import PipelineError
 from pipeline.job.budget import ANSWER_BOUNDS
 from pipeline.job.prices import cost_of, rates
+from pipeline.job.tokens import forget
+from pipeline.memory import give_back
 from pipeline.operations.base import Priced
 from pipeline.plan.forecast import MINUTE_S, Minutes, minutes, summed_quota
 from pipeline.plan.survey import Survey, as_simulated, sample, tokenized
@@ -80,17 +82,23 @@ class Prediction:
         await self.begun.wait()
         began = self.clock.now()
         counter = as_simulated if self.simulated else tokenized(self.job.deployments[0].model, longest=LONGEST_TEXT)
-        with suppress(Exception):
-            self._found = await to_thread.run_sync(
-                lambda: sample(
+
+        def look() -> Survey:
+            try:
+                return sample(
                     self.source,
                     self.operation,
                     self.rules,
                     counter=counter,
                     enough=lambda rows: rows >= SAMPLED_ROWS or self.clock.now() - began > LONGEST_S,
-                ),
-                abandon_on_cancel=True,
-            )
+                )
+            finally:
+                # Most runs count no more than this.
+                forget()
+                give_back()
+
+        with suppress(Exception):
+            self._found = await to_thread.run_sync(look, abandon_on_cancel=True)
         self._looked.set()
 
     async def made(self) -> None:

@@ -15,6 +15,7 @@ from pipeline import operations
 from pipeline.clock import SystemClock
 from pipeline.engines.prediction import LONGEST_TEXT, SAMPLED_ROWS, Prediction
 from pipeline.errors import StorageError
+from pipeline.job import tokens
 from pipeline.job.tokens import count, estimate
 from pipeline.plan.ranges import plan_rules
 from pipeline.sources import open_source
@@ -33,7 +34,7 @@ PRICED = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def tokenizers() -> None:
     """Load them before: a short run waits half a second for its prediction, which a busy machine needs for them."""
     for model in ("text-embedding-3-small", "gpt-4o-mini", "unknown"):
@@ -137,7 +138,9 @@ async def test_whatever_looking_at_rows_raises_leaves_a_run_without_a_prediction
         before=Predicted(requests=1, tokens=PredictedTokens(), cost_usd=None, seconds=None),
     )
     assert prediction.of(3) == prediction.before
+    assert tokens._tokenizer.cache_info().currsize
     begun.set()
     await prediction.make()
+    assert not tokens._tokenizer.cache_info().currsize, "30 MB are kept for the whole run"
     await prediction.made()
     assert prediction.of(3) is None
