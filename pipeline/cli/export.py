@@ -108,10 +108,20 @@ def _finished(layout: Layout, target: Path) -> Finished:
             parts, loose = reader.parts(), sum(reader.counts())
     except FileNotFoundError:
         parts, loose = [], 0
-    if not parts and not loose:
+    if not parts and not loose and not _is_complete(layout):
         raise click.UsageError(f"nothing is finished yet in {layout.root}")
     schema = pq.read_schema(layout.part(parts[0].name)).remove_metadata() if parts else None
     return Finished(layout=layout, schema=schema) if schema and not loose else _with_input(layout, target, schema)
+
+
+def _is_complete(layout: Layout) -> bool:
+    """Whether there is nothing left to do: an input without rows has been read, too."""
+    from pipeline.store.summary import read_summary  # noqa: PLC0415 - for the command that needs it
+
+    try:
+        return read_summary(layout.summary).state == "complete"
+    except FileNotFoundError:
+        return False
 
 
 def _with_input(layout: Layout, target: Path, schema: pa.Schema | None) -> Finished:
@@ -139,7 +149,7 @@ def _with_input(layout: Layout, target: Path, schema: pa.Schema | None) -> Finis
             schema = part_schema(carried_schema(source, rules), operation.schema())
         except LookupError:
             raise click.UsageError(
-                "no part is written yet, and the columns' types are not known until a row is ok: run the job first"
+                "no part is written yet, and the columns' types are not known until a row is ok"
             ) from None
     return Finished(layout=layout, schema=schema, cells=lambda span: carried_again(source, operation, rules, span))
 

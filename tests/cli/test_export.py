@@ -109,6 +109,23 @@ def test_before_anything_is_finished_there_is_nothing_to_export(bench: Bench) ->
     assert not Path(bench.folder / "all.csv").exists()
 
 
+@pytest.mark.parametrize("name", ["all.parquet", "all.jsonl", "all.csv"])
+def test_a_finished_input_without_rows_is_exported_as_a_file_without_rows(bench: Bench, name: str) -> None:
+    bench.rows([])
+    assert bench.call("run", "job.yaml").exit_code == 0
+    result = bench.call("export", "out", name)
+
+    assert (result.exit_code, result.stdout) == (0, f"0 rows in {name}\n")
+    file = bench.folder / name
+    if name == "all.parquet":
+        table = pq.read_table(file)
+        assert (table.num_rows, {"ordinal", "output_text", "error"} <= set(table.column_names)) == (0, True)
+    elif name == "all.csv":
+        assert file.read_text().startswith("ordinal,")
+    else:
+        assert file.read_bytes() == b""
+
+
 def test_rows_of_a_run_that_was_cut_before_its_first_part_are_exported_with_their_cells(bench: Bench) -> None:
     bench.environ["TEST_KEY"] = "right-key"
     process = bench.popen("run", "job.yaml", "--workers", "1", "--progress", "none")
