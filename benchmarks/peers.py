@@ -324,7 +324,10 @@ async def by_cookbook(load: Load) -> tuple[float, float]:
 async def by_pipeline(load: Load) -> tuple[float, float]:
     from pipeline import load_job, run_job  # noqa: PLC0415 - each client's own
     from pipeline.cores import on_one_core  # noqa: PLC0415
-    from pipeline.memory import collect_seldom  # noqa: PLC0415
+    from pipeline.memory import collect_seldom, keep_memory_small  # noqa: PLC0415
+
+    # What the command does, too.
+    keep_memory_small()
 
     with (load.folder / "rows.jsonl").open("w") as file:
         file.writelines(json.dumps({"id": f"r{number}", "text": text}) + "\n" for number, text in enumerate(load.texts))
@@ -345,14 +348,14 @@ async def by_pipeline(load: Load) -> tuple[float, float]:
     path.write_text(json.dumps(job))
     os.environ["K"] = "k"
     loaded = load_job(path)
-    collect_seldom()  # as the command does
+    collect_seldom()
 
     async def go() -> None:
         summary = await run_job(loaded)
         if summary.rows.ok != sum(1 for _ in load.texts):
             raise SystemExit(f"not every row is ok: {summary}")
 
-    with on_one_core():  # this, too: where the client has more than one
+    with on_one_core():
         return await timed(go())
 
 
