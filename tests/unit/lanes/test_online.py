@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from in_memory import SIZE, Bench, Said, Service, refusal
 
 from pipeline.errors import StoppedEarlyError
+from pipeline.run import RunOptions, run_job
 
 TRANSIENT = {
     408: "APIStatusError",
@@ -385,13 +387,19 @@ async def test_refusals_that_the_input_ends_with_fail_their_rows(bench: Bench) -
 
 @pytest.mark.anyio
 async def test_a_stop_leaves_what_is_held_back_pending_and_keeps_its_attempts(bench: Bench) -> None:
-    bench.changes["run"] = {"workers": 1, "deadline": "150ms"}
+    bench.changes["run"] = {"workers": 1}
     bench.texts(*map(str, range(60)))
-    service = Service(lambda _, calls: None if calls <= 2 else WIDE, latency_s=0.01)
-    summary = await bench.run(service)
-    assert summary.exit_code == 4
-    assert summary.rows.failed == 0
-    assert summary.attempts == len(bench.attempts()) == len(service.calls) > summary.rows.ok
+
+    def answer(_: list[str], calls: int) -> Said:
+        if calls == 12:
+            signal.raise_signal(signal.SIGTERM)
+        return None if calls <= 2 else WIDE
+
+    service = Service(answer)
+    summary = await run_job(bench.job(), options=RunOptions(signals=True), transport=service)
+    assert (summary.exit_code, summary.reason) == (143, "stopped by SIGTERM")
+    assert (summary.rows.ok, summary.rows.failed) == (2, 0)
+    assert summary.attempts == len(bench.attempts()) == len(service.calls) >= 12
 
 
 @pytest.mark.anyio
