@@ -283,13 +283,13 @@ class Pool:
         if throttled:
             deployment.outage.throttled(self._clock.now())
         elif deployment.failed():
-            self._say_outage(deployment, None)
+            self._say_outage(deployment, message)
         self._end_if_nobody_answers(message)
         reply = exchange.reply
         nobody_connects = isinstance(reply, NoReply) and reply.kind is NoReplyKind.CONNECT
         return nobody_connects or deployment.outage.explains
 
-    def _say_outage(self, deployment: Deployment, reason: str | None) -> None:
+    def _say_outage(self, deployment: Deployment, reason: str) -> None:
         """Say that a deployment is away, and let those who wait for it look again."""
         now, outage = self._clock.now(), deployment.outage
         self._say(

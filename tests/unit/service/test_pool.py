@@ -453,7 +453,7 @@ async def test_an_outage_is_said_when_it_begins_and_when_it_ends() -> None:
             pool.failed(deployment, exchange, "busy", throttled=False)
             clock.advance(2.0)
         assert [(event, level) for event, level, _ in heard.events] == [(Event.OUTAGE_BEGAN, Level.WARNING)]
-        assert heard.events[0][2] == {"deployment": "a", "seconds": 38.0, "next_probe_s": 1.0, "reason": None}
+        assert heard.events[0][2] == {"deployment": "a", "seconds": 38.0, "next_probe_s": 1.0, "reason": "busy"}
         pool.answered(deployment, exchange)
         pool.answered(deployment, exchange)
         assert heard.events[1:] == [(Event.OUTAGE_ENDED, Level.INFO, {"deployment": "a", "seconds": 50.0})]
