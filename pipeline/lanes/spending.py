@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from pipeline.store.journal import BatchRecord, Journal, Totals
 
 NOTED = "allowances"
-"""The journal's fact: for each budget, what is `lost` for good and what is `at_risk`, in its units."""
+"""The journal's fact: for each budget, what is `lost` for good and what is `at_risk`, in its units, and its terms."""
+_MOST = "most"
 
 _NOT_SENT = (NoReplyKind.CONNECT, NoReplyKind.UNKNOWN_HOST, NoReplyKind.TLS)
 _FILTERED = "content_filter"
@@ -38,12 +39,16 @@ _FILTERED = "content_filter"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """One limit: what a token of input and of output takes of its allowance, in its units."""
+    """One limit: what a token of input and of output takes of its allowance, in its units.
+
+    `terms` is what the allowance was reckoned by: the most of it, and the prices of both lanes.
+    """
 
     name: str
     input: int
     output: int
     allowance: Allowance
+    terms: Mapping[str, int]
 
     def units(self, tokens: Bound) -> int:
         """What so many tokens take."""
@@ -247,8 +252,11 @@ class Spending:
         return {name: units for name, units in found if units is not None}
 
     async def _note(self, known: Mapping[str, tuple[int, int]]) -> None:
-        """Keep lost and at_risk of our budgets, and what was noted of others."""
-        self._noted |= {name: {"lost": lost, "at_risk": at_risk} for name, (lost, at_risk) in known.items()}
+        """Keep lost, at_risk and the terms of our budgets, and what was noted of others."""
+        terms = {budget.name: budget.terms for budget in self._budgets}
+        self._noted |= {
+            name: {"lost": lost, "at_risk": at_risk, **terms[name]} for name, (lost, at_risk) in known.items()
+        }
         await self._journal.note(NOTED, self._noted)
 
     def end(self, bound: Bound) -> NoReturn:
@@ -309,13 +317,16 @@ def _budgets(
     if cost is not None:
         prices = {lane: _unit_prices(job, lane) for lane in ("online", "batch")}
         spent = sum(_cost(used, prices[lane]) for lane, used in (("online", online), ("batch", batched)))
-        price = prices.get(job.run.lane) or _unit_prices(job, job.run.lane)
         held = _cost(under_way, prices["batch"])
-        yield _budget("run.max_cost", round(cost * DOLLAR), spent, held, noted, price)
+        terms = {_MOST: round(cost * DOLLAR)}
+        for lane, price in prices.items():
+            terms |= {f"{lane}_input": price.input, f"{lane}_output": price.output}
+        price = prices.get(job.run.lane) or _unit_prices(job, job.run.lane)
+        yield _budget("run.max_cost", terms, spent, held, noted, price)
     if tokens is not None:
         spent = online.input + online.output + batched.input + batched.output
         held = under_way.input + under_way.output
-        yield _budget("run.max_tokens_total", tokens, spent, held, noted, Bound(input=1, output=1))
+        yield _budget("run.max_tokens_total", {_MOST: tokens}, spent, held, noted, Bound(input=1, output=1))
 
 
 def _cost(tokens: Bound, price: Bound) -> int:
@@ -323,12 +334,24 @@ def _cost(tokens: Bound, price: Bound) -> int:
 
 
 def _budget(
-    name: str, most: int, spent: int, held: int, noted: Mapping[str, Mapping[str, int]], price: Bound
+    name: str,
+    terms: Mapping[str, int],
+    spent: int,
+    held: int,
+    noted: Mapping[str, Mapping[str, int]],
+    price: Bound,
 ) -> Budget:
     before = noted.get(name, {})
-    lost = before.get("lost", 0) + before.get("at_risk", 0)  # what was at risk was not told off: that run was killed
-    allowance = Allowance(most=most, spent=spent, lost=lost, held=held)
-    return Budget(name=name, input=price.input, output=price.output, allowance=allowance)
+    same_prices = all(before.get(term) == units for term, units in terms.items() if term != _MOST)
+    allowance = Allowance.after_kill(
+        most=terms[_MOST],
+        spent=spent,
+        lost=before.get("lost", 0),
+        at_risk=before.get("at_risk", 0),  # what was at risk was not told off: that run was killed
+        held=held,
+        most_then=before.get(_MOST) if same_prices else None,
+    )
+    return Budget(name=name, input=price.input, output=price.output, allowance=allowance, terms=terms)
 
 
 def _unit_prices(job: Job, lane: str) -> Bound:

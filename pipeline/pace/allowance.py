@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Self
 
 DOLLAR = 10**12
 """Units of a dollar. A token's price in them is a whole number, so that sums are exact."""
@@ -78,6 +79,17 @@ class Allowance:
             return None
         block = max(1, self.most // BLOCKS)
         return max(at_risk, min(-(-at_risk // block) * block, self.most - self.spent - self.lost))
+
+    @classmethod
+    def after_kill(cls, *, most: int, spent: int, lost: int, at_risk: int, held: int, most_then: int | None) -> Self:
+        """The allowance of what follows a process that was killed and left a note of what was `at_risk`.
+
+        The note covers what was lost, but is rounded up, and answers that it covers may have been committed since. As
+        that process never passed `most_then`, no more can be lost than what `spent` and `held` leave of it; None where
+        they were reckoned by other prices.
+        """
+        gone = at_risk if most_then is None else max(0, min(at_risk, most_then - spent - lost - held))
+        return cls(most=most, spent=spent, lost=lost + gone, held=held)
 
     @property
     def to_keep(self) -> int:

@@ -85,6 +85,16 @@ def test_no_more_is_noted_than_there_is_but_all_of_what_is_at_risk() -> None:
     assert allowance.to_secure() == 2
 
 
+@pytest.mark.parametrize(
+    ("most_then", "lost"),
+    [(1000, 30 + 20), (1100, 30 + 60), (900, 30), (None, 30 + 60)],
+)
+def test_a_kill_lost_no_more_than_the_killed_process_might_have_spent(most_then: int | None, lost: int) -> None:
+    """Answers that were at risk when it was noted have been committed since: they are not counted twice."""
+    after = Allowance.after_kill(most=2000, spent=900, lost=30, at_risk=60, held=50, most_then=most_then)
+    assert (after.lost, after.used) == (lost, 900 + lost + 50)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_no_order_of_events_and_no_kill_passes_it(seed: int) -> None:
     """Costs are at most what was reserved; a kill leaves committed rows and the last note behind."""
@@ -92,7 +102,8 @@ def test_no_order_of_events_and_no_kill_passes_it(seed: int) -> None:
     most, truly = 10_000, 0
     lost, spent, noted = 0, 0, 0
     for _ in range(dice.randint(1, 5)):
-        allowance = Allowance(most=most, spent=spent, lost=lost + noted)
+        allowance = Allowance.after_kill(most=most, spent=spent, lost=lost, at_risk=noted, held=0, most_then=most)
+        assert truly <= allowance.used <= most
         lost, noted = allowance.lost, 0
         flying: list[int] = []
         unkept: list[int] = []
