@@ -49,11 +49,16 @@ def command(*, port: int, config_file: Path | None, ledger: Path | None, **setti
 def _config(file: Path | None, settings: dict[str, Any]) -> SimulatorConfig:
     """Read the configuration, options on top. Raises click.UsageError with what is wrong."""
     import yaml  # noqa: PLC0415 - for the command that needs it
+    from pydantic import ValidationError  # noqa: PLC0415
 
     from pipeline.simulator.config import SimulatorConfig, load_config, make_config  # noqa: PLC0415
 
     try:
         config = SimulatorConfig() if file is None else load_config(file)
         return make_config({**config.model_dump(), **settings})
+    except ValidationError as error:
+        places = ((".".join(map(str, found["loc"])), found["msg"]) for found in error.errors(include_url=False))
+        problems = [f"{place}: {said}" if place else said.removeprefix("Value error, ") for place, said in places]
+        raise click.UsageError("\n".join(f"{file}: {problem}" for problem in problems)) from error
     except (ValueError, yaml.YAMLError) as error:
         raise click.UsageError(f"{file}: {error}") from error

@@ -819,8 +819,8 @@ def _section(
     """Check one mapping; in spite of problems, give what is valid of it, or None where a needed key is not."""
     top = str(path[0])
     if not isinstance(value, dict):
-        hint = _HINTS.get(top)
-        report.add(path, f"is missing: {hint}" if value is None and hint else "must be a mapping")
+        problem = "must be a mapping" if value is not None or top not in _HINTS else "is missing"
+        report.add(path, f"{problem}: {_HINTS[top]}" if top in _HINTS and len(path) == 1 else problem)
         return None
     names = {info.validation_alias or name: info for name, info in model.model_fields.items()}
     _refuse_unknown(value, path, cast("Collection[str]", names), report)

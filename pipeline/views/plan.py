@@ -156,7 +156,7 @@ def plan_lines(report: Mapping[str, Any]) -> list[str]:
         ("input tokens", _input(report)),
         ("output tokens", _output(report)),
         ("dollars", _money(report)),
-        *[("", _said_price(price)) for price in report["prices"]],
+        *[("", said) for said in dict.fromkeys(map(_said_price, report["prices"]))],
         ("time", _time(report)),
     ]
     lines = [f"{plain(report['name'])}: {report['operation']}, {report['lane']}"]

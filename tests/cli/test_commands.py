@@ -166,6 +166,14 @@ def test_a_wrong_configuration_of_the_simulator_is_wrong_usage(bench: Bench, tex
 
     assert result.exit_code == 2
     assert "sim.yaml" in result.stderr
+    assert "pydantic" not in result.stderr
+
+
+def test_each_mistake_of_a_configuration_of_the_simulator_is_named(bench: Bench) -> None:
+    (bench.folder / "sim.yaml").write_text("latency: {median_ms: fast}\nfalts: {}\n")
+    result = bench.call("simulate", "--config", "sim.yaml")
+    assert "sim.yaml: latency.median_ms: Input should be a valid number" in result.stderr
+    assert "sim.yaml: falts: Extra inputs are not permitted" in result.stderr
 
 
 def test_a_port_that_is_taken_is_wrong_usage(bench: Bench) -> None:

@@ -162,6 +162,16 @@ def test_the_table_says_price_source_and_what_binds(bench: Bench) -> None:
     assert "output tokens  at most 600" in result.stdout
 
 
+def test_the_price_of_several_deployments_is_said_once(bench: Bench) -> None:
+    first = JOB[JOB.index("  - endpoint") : JOB.index("output:")]
+    other = first.replace("- endpoint", "- name: other\n    endpoint")
+    bench.write(JOB.replace("output:", f"{other}output:"))
+    result = bench.call("plan", "job.yaml")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("a million tokens") == 1
+    assert len(planned(bench, "job.yaml")["prices"]) == 2
+
+
 def test_a_price_that_is_not_known_is_said(bench: Bench) -> None:
     bench.write(JOB.replace("gpt-4o-mini", "unheard-of"))
     result = bench.call("plan", "job.yaml")

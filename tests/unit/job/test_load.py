@@ -259,6 +259,7 @@ def test_a_deployment_belongs_to_the_lane_that_it_says_or_to_the_runs(
         ({"output": {"path": "${OPEN"}}, "output.path", "begins no ${NAME}"),
         ({"output": {}}, "output.path", "is missing: say where the results go"),
         ({"input": {}}, "input.path", "is missing: say where the rows are"),
+        ({"input": "rows.jsonl"}, "input", "must be a mapping: say where the rows are, `path: …`"),
         ({"input": {"path": 5}}, "input.path", "must be a list"),
         ({"input": {"path": ["a", 5]}}, "input.path.1", "must be text"),
         ({"input": {"path": "x", "format": "jsn"}}, "input.format", "must be one of auto, jsonl, parquet"),
